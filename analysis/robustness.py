@@ -1,0 +1,153 @@
+"""Attack results: every verdict, and the shares with their intervals."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from pydantic import Field, ValidationError
+from datetime import datetime
+
+from analysis.statistics import Proportion, wilson
+from toolkit.errors import SafeNeuronError
+from toolkit.masks import MethodInfo, ModelInfo, PromptsInfo, Record, Sha256, ToolInfo, now
+
+SCHEMA = "safeneuron.attack/1"
+Verdict = Literal["refused", "complied", "degenerate"]
+Side = Literal["harmful", "harmless"]
+
+
+class MaskInfo(Record):
+    """Which neurons an attack removed."""
+
+    sha256: Sha256
+    count: int
+    fraction: float
+    method: MethodInfo
+    fingerprint: Sha256 = Field(description="of the model they were found on")
+
+
+class Setting(Record):
+    """One way the model was attacked."""
+
+    name: str = Field(description="ORI, ES, SAS, FULL or RANDOM")
+    seed: int | None = Field(default=None, description="of a random set, else null")
+    neurons: int = Field(ge=0, description="how many were removed")
+
+
+class Answer(Record):
+    """One response's verdict; its text only where keeping it was asked for."""
+
+    setting: str
+    seed: int | None = None
+    side: Side
+    index: int = Field(ge=0, description="of the prompt in its set")
+    verdict: Verdict
+    why: str
+    response: str | None = None
+
+
+class Generation(Record):
+    """How responses were made."""
+
+    max_new_tokens: int
+    dtype: str
+    batch_size: int
+    do_sample: Literal[False] = False
+
+
+class AttackResult(Record):
+    """The attack file, schema ``safeneuron.attack/1``."""
+
+    schema_: Literal["safeneuron.attack/1"] = Field(default=SCHEMA, alias="schema")
+    model: ModelInfo
+    mask: MaskInfo
+    settings: list[Setting]
+    prompts: dict[Side, PromptsInfo]
+    generation: Generation
+    judge: str
+    answers: list[Answer]
+    seconds: float
+    created: datetime = Field(default_factory=now)
+    tool: ToolInfo = Field(default_factory=ToolInfo)
+
+
+def read_attack(path: Path) -> AttackResult:
+    """Read an attack file.
+
+    Raises:
+        SafeNeuronError: it is missing or not an attack file.
+    """
+    try:
+        return AttackResult.model_validate_json(path.read_text("utf-8"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "file"
+        raise SafeNeuronError(f"{path} is not an attack result: {place}: {first['msg']}") from error
+    except UnicodeDecodeError as error:
+        raise SafeNeuronError(f"{path} is not UTF-8, so it is not an attack result") from error
+    except OSError as error:
+        raise SafeNeuronError(f"cannot read {path}: {error.strerror}") from error
+
+
+def answers_frame(result: AttackResult) -> pd.DataFrame:
+    """One row an answer."""
+    return pd.DataFrame([answer.model_dump() for answer in result.answers])
+
+
+def share(answers: Iterable[Answer], verdict: Verdict) -> Proportion:
+    """How many answers have a verdict, with the interval."""
+    verdicts = [answer.verdict for answer in answers]
+    return wilson(verdicts.count(verdict), len(verdicts))
+
+
+def attack_table(result: AttackResult) -> pd.DataFrame:
+    """One row a setting and side; each random seed has its own, and RANDOM their mean.
+
+    Columns ``setting``, ``seed``, ``neurons``, ``side``, ``n``, and for each verdict its
+    count ``k_*``, share, ``*_low`` and ``*_high`` (Wilson 95 %). On harmful prompts the
+    share that complied is the attack's success: neither refused nor degenerate.
+
+    The mean over seeds is given the interval of one seed's n: the seeds answer the same
+    prompts, so pooling them would claim more evidence than there is.
+    """
+    rows = []
+    for setting in result.settings:
+        for side in result.prompts:
+            chosen = [
+                a
+                for a in result.answers
+                if (a.setting, a.seed, a.side) == (setting.name, setting.seed, side)
+            ]
+            if chosen:
+                row: dict[str, object] = {"setting": setting.name, "seed": setting.seed}
+                row |= {"neurons": setting.neurons, "side": side, "n": len(chosen)}
+                for verdict in ("complied", "refused", "degenerate"):
+                    row |= _cells(verdict, share(chosen, verdict))
+                rows.append(row)
+    frame = pd.DataFrame(rows)
+    seeded = frame[frame["seed"].notna()]
+    means = []
+    for (name, side), group in seeded.groupby(["setting", "side"], sort=False):
+        row = {"setting": name, "seed": None, "neurons": int(group["neurons"].mean())}
+        n = int(group["n"].iloc[0])
+        row |= {"side": side, "n": n, "seeds": len(group)}
+        for verdict in ("complied", "refused", "degenerate"):
+            row |= _cells(verdict, wilson(round(group[f"k_{verdict}"].mean()), n))
+        means.append(row)
+    return pd.concat([frame, pd.DataFrame(means)], ignore_index=True) if means else frame
+
+
+def _cells(verdict: str, value: Proportion) -> dict[str, object]:
+    return {
+        f"k_{verdict}": value.k,
+        verdict: value.share,
+        f"{verdict}_low": value.low,
+        f"{verdict}_high": value.high,
+    }
+
+
+def headline(result: AttackResult) -> pd.DataFrame:
+    """The table of :func:`attack_table` with RANDOM as the mean over its seeds alone."""
+    table = attack_table(result)
+    return table[table["seed"].isna()].reset_index(drop=True)

@@ -1,0 +1,23 @@
+"""Safety Activation Shift (SafeNeuron, Sec. 3.2, Eq. 9): a shift against its layer's."""
+
+import numpy as np
+
+from toolkit.capture.moments import Moments, Vector
+
+
+def shift(harmful: Moments, harmless: Moments) -> Vector:
+    """Mean activation on harmful minus on harmless prompts, ``[width]``."""
+    return harmful.mean - harmless.mean
+
+
+def activation_shift(harmful: Moments, harmless: Moments) -> Vector:
+    """z-score of each neuron's shift among the neurons of its layer, ``[width]``.
+
+    The deviation is the population's (divided by the layer's width), since all of the
+    layer's neurons are there. A layer whose neurons all shift alike has z = 0.
+    """
+    delta = shift(harmful, harmless)
+    deviation = delta.std()
+    if deviation == 0:
+        return np.zeros_like(delta)
+    return (delta - delta.mean()) / deviation

@@ -1,0 +1,32 @@
+"""Fixtures shared by all tests: a store of their own, and tiny models on disk."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def own_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Path]:
+    """Give every test a SAFENEURON_HOME of its own, but for those of the embedded model.
+
+    Those share the user's, where the downloaded wheel and its conversion are kept.
+    """
+    home = tmp_path / "home"
+    if request.node.get_closest_marker("embedded") is None:
+        monkeypatch.setenv("SAFENEURON_HOME", str(home))
+    yield home
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama folder."""
+    from tests.tiny import save_tiny
+
+    return save_tiny(tmp_path_factory.mktemp("llama"))

@@ -1,0 +1,88 @@
+"""Writing that is never half done, and the hashes that name contents."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import SafeNeuronError
+
+CHUNK = 1 << 20
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of ``value``: sorted keys, no spaces, no NaN."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def sha256_text(text: str) -> str:
+    """Return the hex sha256 of ``text`` in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
+    """Return the hex sha256 of a file; ``on_bytes`` hears of each chunk read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+            if on_bytes is not None:
+                on_bytes(len(chunk))
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` to ``path`` so that a reader sees the old file or the new one.
+
+    Raises:
+        SafeNeuronError: the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise SafeNeuronError(
+            f"cannot write {path}: {error.strerror}; choose a folder you can write to"
+        ) from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        # mkstemp makes files private; results follow the user's umask like any other file.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def require_writable(path: Path) -> None:
+    """Fail early, before any work, when ``path`` could not be written at the end.
+
+    Args:
+        path: a file or folder that a command is about to make.
+
+    Raises:
+        SafeNeuronError: its nearest existing parent is no folder or not writable.
+    """
+    if path.is_dir():
+        parent = path
+    else:
+        parent = path.absolute().parent
+        while not parent.exists():
+            parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise SafeNeuronError(
+            f"cannot write {path}: {parent} is not a folder you may write to; choose another -o"
+        )
+    if path.is_file() and not os.access(path, os.W_OK):
+        raise SafeNeuronError(f"cannot overwrite {path}: it is read-only; choose another -o")

@@ -1,0 +1,117 @@
+"""A model in memory, with its tokenizer, its layout and what it is."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from toolkit.errors import SafeNeuronError
+from toolkit.masks import ModelInfo
+from toolkit.models.layout import Layout, layout_of
+from toolkit.models.sources import ModelFolder, resolve
+
+
+@dataclass
+class LoadedModel:
+    """A model ready to run.
+
+    Args:
+        folder: where it came from.
+        model: the ``transformers`` model, in evaluation mode.
+        tokenizer: its fast tokenizer, with a padding token.
+        layout: where its neurons are.
+    """
+
+    folder: ModelFolder
+    model: Any
+    tokenizer: Any
+    layout: Layout
+
+    @property
+    def info(self) -> ModelInfo:
+        """What results record about the model."""
+        return ModelInfo(
+            source=self.folder.source,
+            fingerprint=self.folder.fingerprint,
+            architecture=self.layout.architecture,
+            layers=len(self.layout.sites),
+            neurons_per_layer=self.layout.widths,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs go."""
+        device = self.model.device
+        assert isinstance(device, torch.device)
+        return device
+
+    @property
+    def body(self) -> Any:
+        """The transformer without the unembedding, for passes that need no logits."""
+        return self.model.base_model
+
+
+def pick_device() -> str:
+    """The accelerator when there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_model(
+    source: str | ModelFolder, dtype: torch.dtype = torch.float32, device: str | None = None
+) -> LoadedModel:
+    """Load a model from any source.
+
+    Args:
+        source: a model source, or one already resolved.
+        dtype: of the weights; captures are exact in float32.
+        device: ``cpu``, ``cuda``, ...; by default the accelerator when there is one.
+
+    Raises:
+        SafeNeuronError: no such model, or an architecture that is not supported.
+    """
+    folder = resolve(source) if isinstance(source, str) else source
+    model = load_weights(folder.path, dtype).to(device or pick_device())
+    model.eval()
+    return LoadedModel(folder, model, load_tokenizer(folder.path), layout_of(model))
+
+
+def load_weights(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a fresh model from a folder; each capture backend needs one of its own."""
+    name = json.loads((path / "config.json").read_text("utf-8")).get("model_type", "unknown")
+    try:
+        config = AutoConfig.from_pretrained(path)
+        kind: Any = AutoModelForCausalLM
+        if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+            from transformers import AutoModelForImageTextToText
+
+            kind = AutoModelForImageTextToText
+        model = kind.from_pretrained(path, dtype=dtype)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SafeNeuronError(f"cannot load {path} (model type {name}): {reason}") from error
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def load_tokenizer(path: Path) -> Any:
+    """Load a folder's tokenizer.
+
+    Raises:
+        SafeNeuronError: there is none, or it has no character offsets.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SafeNeuronError(f"{path} has no usable tokenizer: {reason}") from error
+    if not tokenizer.is_fast:
+        raise SafeNeuronError(f"{path} has a slow tokenizer; save it as a fast one (tokenizer.json)")
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise SafeNeuronError(f"{path}: the tokenizer has neither a pad nor an eos token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
