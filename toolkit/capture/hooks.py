@@ -25,7 +25,8 @@ class HooksBackend:
             for layer, down in enumerate(self._downs):
 
                 def hook(_: nn.Module, inputs: tuple[Tensor, ...], layer: int = layer) -> None:
-                    sink(layer, inputs[0])
+                    # OPT flattens batch and tokens into one dimension; the rest keep both.
+                    sink(layer, inputs[0].reshape(*batch.ids.shape, -1))
 
                 handles.append(down.register_forward_pre_hook(hook))
             with torch.inference_mode():

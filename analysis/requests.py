@@ -1,0 +1,112 @@
+"""What a user asks for: the same validated request from the command line, a page or a job."""
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from analysis.select import Method, Selection
+from toolkit.errors import SafeNeuronError
+
+DEFAULT_HARMFUL = "advbench[1::2]"
+DEFAULT_HARMLESS = "harmless-train[:260]"
+
+AttackSetting = Literal["ORI", "ES", "SAS", "FULL", "RANDOM"]
+
+
+class Request(BaseModel):
+    """Base of all requests: closed and frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+AnyRequest = TypeVar("AnyRequest", bound=Request)
+
+
+class IdentifyRequest(Request):
+    """Find the safety neurons of a model."""
+
+    model: str
+    harmful: str = DEFAULT_HARMFUL
+    harmless: str = DEFAULT_HARMLESS
+    position: Literal["last", "mean", "max"] = "last"
+    backend: Literal["torch", "transformerlens", "nnsight"] = "torch"
+    method: Method = "es+sas"
+    tau_es: float = 2.0
+    tau_sas: float = 2.0
+    top: float | None = None
+    top_es: float | None = None
+    top_sas: float | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    def selection(self) -> Selection:
+        """How the neurons are chosen.
+
+        Raises:
+            SafeNeuronError: a share that is none, or a threshold that is no number.
+        """
+        return Selection(
+            self.method, self.tau_es, self.tau_sas, self.top, self.top_es, self.top_sas
+        )
+
+
+class AttackRequest(Request):
+    """Remove a mask's neurons and count what is still refused."""
+
+    model: str
+    mask: Path
+    settings: tuple[AttackSetting, ...] = ("ORI", "ES", "SAS", "FULL", "RANDOM")
+    harmful: str = "strongreject[:100]"
+    harmless: str = "harmless-heldout[:60]"
+    seeds: Annotated[int, Field(ge=1, le=100)] = 3
+    max_new_tokens: Annotated[int, Field(ge=1)] = 48
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    keep_responses: bool = False
+    force: bool = False
+
+
+class AlignRequest(Request):
+    """Train a model by preference optimisation with a mask's neurons frozen."""
+
+    model: str
+    mask: Path | None = None
+    recipe: Literal["dpo", "safeneuron"] = "safeneuron"
+    zero: bool = Field(
+        default=True,
+        description="zero the frozen neurons in the forward pass too (Algorithm 1, step 3)",
+    )
+    pairs: Path | None = Field(
+        default=None, description="preference pairs; made from the model itself when left out"
+    )
+    harmful: str = "advbench[::2]"
+    harmless: str = "harmless-train"
+    steps: Annotated[int, Field(ge=1)] = 72
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    learning_rate: Annotated[float, Field(gt=0)] = 4e-5
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    sft_weight: Annotated[float, Field(ge=0)] = 0.2
+    max_length: Annotated[int, Field(ge=16)] = 256
+    answer_tokens: Annotated[int, Field(ge=1)] = 64
+    save_every: Annotated[int, Field(ge=1)] = 4
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16", description="of the arithmetic (autocast); weights stay in float32"
+    )
+    force: bool = False
+
+
+def parse_request(kind: type[AnyRequest], values: object) -> AnyRequest:
+    """Validate a request, with errors of one line.
+
+    Raises:
+        SafeNeuronError: a value is missing, unknown or out of range.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "request"
+        raise SafeNeuronError(f"{place.replace('_', '-')}: {first['msg']}") from error
