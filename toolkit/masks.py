@@ -5,6 +5,7 @@ not such a file or was made for another model.
 """
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -90,27 +91,53 @@ class MaskFile(Record):
     neurons: dict[str, list[int]] = Field(
         description="layer -> neuron indices: sorted, unique, within range"
     )
+    parts: dict[str, dict[str, list[int]]] = Field(
+        default_factory=dict,
+        description="score -> the neurons of the mask that it chose, where several did",
+    )
     created: datetime = Field(default_factory=now)
     tool: ToolInfo = Field(default_factory=ToolInfo)
 
     @classmethod
     def of(
-        cls, neurons: NeuronSet, model: ModelInfo, method: MethodInfo, prompts: MaskPrompts
+        cls,
+        neurons: NeuronSet,
+        model: ModelInfo,
+        method: MethodInfo,
+        prompts: MaskPrompts,
+        parts: Mapping[str, NeuronSet] | None = None,
     ) -> "MaskFile":
-        """Describe ``neurons`` of ``model``."""
+        """Describe ``neurons`` of ``model``, and which score chose which of them."""
         return cls(
             model=model,
             method=method,
             prompts=prompts,
             count=len(neurons),
             fraction=neurons.fraction,
-            neurons={str(layer): ids.tolist() for layer, ids in neurons.layers().items()},
+            neurons=_as_json(neurons),
+            parts={name: _as_json(part) for name, part in (parts or {}).items()},
         )
 
     def neuron_set(self) -> NeuronSet:
         """The neurons as a set with its algebra."""
+        return self._set_of(self.neurons)
+
+    def part(self, name: str) -> NeuronSet:
+        """The neurons that one score chose.
+
+        Raises:
+            SafeNeuronError: the mask does not say.
+        """
+        if name not in self.parts:
+            raise SafeNeuronError(
+                f"the mask does not say which neurons {name.upper()} chose; leave that setting "
+                "out, or make the mask with 'safeneuron identify --method es+sas'"
+            )
+        return self._set_of(self.parts[name])
+
+    def _set_of(self, neurons: dict[str, list[int]]) -> NeuronSet:
         return NeuronSet(
-            self.model.neurons_per_layer, {int(k): ids for k, ids in self.neurons.items()}
+            self.model.neurons_per_layer, {int(layer): ids for layer, ids in neurons.items()}
         )
 
     @property
@@ -125,6 +152,10 @@ class MaskFile(Record):
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""
         write_atomically(path, self.to_json())
+
+
+def _as_json(neurons: NeuronSet) -> dict[str, list[int]]:
+    return {str(layer): ids.tolist() for layer, ids in neurons.layers().items()}
 
 
 def json_schema() -> dict[str, Any]:
@@ -179,15 +210,20 @@ def parse_mask(text: str, where: str = "mask") -> MaskFile:
             f"{where}: model.layers is {mask.model.layers} but neurons_per_layer has "
             f"{len(mask.model.neurons_per_layer)} entries"
         )
-    for layer, indices in mask.neurons.items():
-        if not layer.isascii() or not layer.isdigit() or str(int(layer)) != layer:
-            raise SafeNeuronError(f"{where}: neurons: {layer[:20]!r} is not a layer number")
-        if indices != sorted(indices):
-            raise SafeNeuronError(f"{where}: neurons of layer {layer} are not sorted")
+    for listed in (mask.neurons, *mask.parts.values()):
+        for layer, indices in listed.items():
+            if not layer.isascii() or not layer.isdigit() or str(int(layer)) != layer:
+                raise SafeNeuronError(f"{where}: neurons: {layer[:20]!r} is not a layer number")
+            if indices != sorted(indices):
+                raise SafeNeuronError(f"{where}: neurons of layer {layer} are not sorted")
     try:
         neurons = mask.neuron_set()
+        strays = {name: mask.part(name) - neurons for name in mask.parts}
     except SafeNeuronError as error:
         raise SafeNeuronError(f"{where}: {error}") from error
+    for name, stray in strays.items():
+        if len(stray):
+            raise SafeNeuronError(f"{where}: parts.{name} names neurons that the mask has not")
     if mask.count != len(neurons):
         raise SafeNeuronError(f"{where}: count is {mask.count} but it names {len(neurons)}")
     if abs(mask.fraction - neurons.fraction) > 1e-6:

@@ -1,0 +1,392 @@
+"""The paper's method, read from top to bottom: identify the neurons, attack by removing them.
+
+Each step takes a validated request and gives back a stored result. A result that is in
+the store already is returned without loading a model.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file, save_file
+
+from analysis.requests import AttackRequest, IdentifyRequest
+from analysis.robustness import (
+    Answer,
+    AttackResult,
+    Generation,
+    MaskInfo,
+    Setting,
+    Side,
+    attack_table,
+    read_attack,
+)
+from analysis.scores.table import score_table, widths_of
+from analysis.select import Selection, select
+from analysis.store import Entry, Store
+from toolkit.capture.moments import Moments
+from toolkit.errors import SafeNeuronError
+from toolkit.judge.refusal import VERSION as JUDGE
+from toolkit.judge.refusal import judge_refusal
+from toolkit.masks import (
+    SITE,
+    MaskFile,
+    MaskPrompts,
+    MethodInfo,
+    ModelInfo,
+    read_mask,
+    require_fit,
+)
+from toolkit.models.sources import ModelFolder, resolve
+from toolkit.neurons import NeuronSet
+from toolkit.progress import Progress, silent
+from toolkit.prompts import PromptSet, read_prompts
+
+SIDES: tuple[Side, Side] = ("harmful", "harmless")
+
+
+@dataclass(frozen=True)
+class Identified:
+    """What ``identify`` found, and whether no model had to be run for it."""
+
+    entry: Entry
+    mask: MaskFile
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What ``attack`` counted, and whether it was in the store already."""
+
+    entry: Entry
+    result: AttackResult
+    reused: bool
+
+
+# --- Identify (paper Sec. 3.2) ---------------------------------------------------------
+
+
+def identify(
+    request: IdentifyRequest, progress: Progress = silent, store: Store | None = None
+) -> Identified:
+    """Find a model's safety neurons.
+
+    The expensive part, the moments of every neuron over both prompt sets, is stored by
+    itself: another method or threshold over the same prompts runs no model either.
+
+    Raises:
+        SafeNeuronError: bad input, before anything is written.
+    """
+    store = store or Store()
+    selection = request.selection()
+    sets = {"harmful": read_prompts(request.harmful), "harmless": read_prompts(request.harmless)}
+    for side, prompts in sets.items():
+        if len(prompts) < 2:
+            raise SafeNeuronError(
+                f"{prompts.name} holds one {side} prompt; a variance needs at least two"
+            )
+    folder = resolve(request.model)
+    captured, moments_reused = _moments(request, folder, sets, progress, store)
+    recipe = {
+        "moments": captured.key,
+        "method": request.method,
+        "parameters": selection.parameters(),
+        "source": request.model,
+    }
+    entry = store.find("identify", recipe)
+    if entry is None:
+        entry = _select_and_save(request, selection, captured, sets, recipe, store)
+    return Identified(entry, read_mask(entry.file("mask.json")), moments_reused)
+
+
+def _moments(
+    request: IdentifyRequest,
+    folder: ModelFolder,
+    sets: dict[str, PromptSet],
+    progress: Progress,
+    store: Store,
+) -> tuple[Entry, bool]:
+    recipe = {
+        "fingerprint": folder.fingerprint,
+        "tokenizer": folder.tokenizer,
+        "harmful": sets["harmful"].sha256,
+        "harmless": sets["harmless"].sha256,
+        "site": SITE,
+        "position": request.position,
+        "backend": request.backend,
+        "dtype": request.dtype,
+    }
+    if entry := store.find("moments", recipe):
+        return entry, True
+
+    import torch
+
+    from toolkit.capture.backends import make_backend
+    from toolkit.capture.base import capture_moments
+    from toolkit.models.load import load_model
+
+    loaded = load_model(folder, dtype=getattr(torch, request.dtype))
+    backend = make_backend(request.backend, loaded)
+    total, done = sum(len(prompts) for prompts in sets.values()), 0
+
+    def count(prompts: int) -> None:
+        nonlocal done
+        done += prompts
+        progress("capture", done, total)
+
+    progress("capture", 0, total)
+    moments = {
+        side: capture_moments(
+            loaded, backend, prompts.texts, request.position, request.batch_size, count
+        )
+        for side, prompts in sets.items()
+    }
+    info = loaded.info
+
+    def write(scratch: Path) -> None:
+        arrays = {
+            f"{side}.{layer}.{name}": np.ascontiguousarray(getattr(m, name))
+            for side, layers in moments.items()
+            for layer, m in enumerate(layers)
+            for name in ("mean", "m2")
+        }
+        save_file(arrays, scratch / "moments.safetensors")
+
+    counts = {side: len(prompts) for side, prompts in sets.items()}
+    entry = store.save(
+        "moments",
+        recipe,
+        f"activations of {request.model} at the {request.position} position, "
+        f"{sets['harmful'].name} against {sets['harmless'].name}",
+        {"model": info.model_dump(), "counts": counts},
+        write,
+    )
+    return entry, False
+
+
+def _load_moments(entry: Entry, side: Side) -> list[Moments]:
+    arrays = load_file(entry.file("moments.safetensors"))
+    count = entry.summary["counts"][side]
+    return [
+        Moments(count, arrays[f"{side}.{layer}.mean"], arrays[f"{side}.{layer}.m2"])
+        for layer in range(entry.summary["model"]["layers"])
+    ]
+
+
+def choose(
+    table: pd.DataFrame, widths: list[int], selection: Selection
+) -> tuple[NeuronSet, dict[str, NeuronSet]]:
+    """Select neurons, and for a union say which of them each score chose.
+
+    Under a top share of the union, a score's part is what its own list put in.
+    """
+    neurons = select(table, widths, selection)
+    names = selection.method.split("+")
+    if len(names) == 1:
+        return neurons, {names[0]: neurons}
+    parts = select_parts(table, widths, selection)
+    return neurons, parts
+
+
+def _select_and_save(
+    request: IdentifyRequest,
+    selection: Selection,
+    captured: Entry,
+    sets: dict[str, PromptSet],
+    recipe: dict[str, object],
+    store: Store,
+) -> Entry:
+    table = score_table(_load_moments(captured, "harmful"), _load_moments(captured, "harmless"))
+    model = ModelInfo.model_validate(captured.summary["model"] | {"source": request.model})
+    neurons, parts = choose(table, model.neurons_per_layer, selection)
+    if not len(neurons):
+        raise SafeNeuronError(
+            f"no neuron passes {selection.method} with {selection.parameters()}; lower the "
+            "thresholds, or choose a share with --top 0.01"
+        )
+    parameters = selection.parameters() | {
+        "position": request.position,
+        "backend": request.backend,
+        "dtype": request.dtype,
+    }
+    mask = MaskFile.of(
+        neurons,
+        model,
+        MethodInfo(name=request.method, parameters=dict(parameters)),
+        MaskPrompts(harmful=sets["harmful"].info(), harmless=sets["harmless"].info()),
+        parts,
+    )
+
+    def write(scratch: Path) -> None:
+        table.to_parquet(scratch / "scores.parquet", index=False)
+        mask.write(scratch / "mask.json")
+
+    return store.save(
+        "identify",
+        recipe,
+        f"safety neurons of {request.model} by {request.method} at the {request.position} position",
+        {
+            "model": request.model,
+            "fingerprint": model.fingerprint,
+            "architecture": model.architecture,
+            "widths": model.neurons_per_layer,
+            "count": mask.count,
+            "fraction": mask.fraction,
+            "method": request.method,
+            "position": request.position,
+            "parameters": parameters,
+            "harmful": sets["harmful"].name,
+            "harmless": sets["harmless"].name,
+        },
+        write,
+    )
+
+
+# --- Attack (paper Sec. 4.1) -----------------------------------------------------------
+
+
+def removed_sets(
+    mask: MaskFile, request: AttackRequest
+) -> list[tuple[Setting, NeuronSet]]:
+    """The neurons that each setting removes, in the order asked for.
+
+    ORI none; ES and SAS what each score chose; FULL the mask; RANDOM for each seed as
+    many others in each layer.
+    """
+    full = mask.neuron_set()
+    sets: list[tuple[Setting, NeuronSet]] = []
+    for name in dict.fromkeys(request.settings):
+        if name == "RANDOM":
+            for seed in range(request.seeds):
+                drawn = full.random_like(seed)
+                sets.append((Setting(name=name, seed=seed, neurons=len(drawn)), drawn))
+            continue
+        if name == "ORI":
+            chosen = NeuronSet.empty(full.widths)
+        else:
+            chosen = full if name == "FULL" else mask.part(name.lower())
+        sets.append((Setting(name=name, neurons=len(chosen)), chosen))
+    return sets
+
+
+def attack(
+    request: AttackRequest, progress: Progress = silent, store: Store | None = None
+) -> Attacked:
+    """Remove a mask's neurons and judge the answers to harmful and harmless prompts.
+
+    Raises:
+        SafeNeuronError: bad input, before anything is written.
+    """
+    store = store or Store()
+    mask = read_mask(request.mask)
+    sets = removed_sets(mask, request)
+    prompts = {"harmful": read_prompts(request.harmful), "harmless": read_prompts(request.harmless)}
+    folder = resolve(request.model)
+    own = mask.model.model_copy(update={"fingerprint": folder.fingerprint})
+    recipe = {
+        "fingerprint": folder.fingerprint,
+        "tokenizer": folder.tokenizer,
+        "mask": mask.sha256,
+        "parts": {name: mask.part(name).counts().tolist() for name in mask.parts},
+        "settings": [setting.model_dump() for setting, _ in sets],
+        "harmful": prompts["harmful"].sha256,
+        "harmless": prompts["harmless"].sha256,
+        "max_new_tokens": request.max_new_tokens,
+        "dtype": request.dtype,
+        "judge": JUDGE,
+        "keep_responses": request.keep_responses,
+    }
+    if entry := store.find("attack", recipe):
+        return Attacked(entry, read_attack(entry.file("attack.json")), True)
+    require_fit(mask, own, folder.ancestors, request.force)
+    started = time.monotonic()
+    model, answers = _answers(request, folder, mask, sets, prompts, progress)
+    result = AttackResult(
+        model=model,
+        mask=MaskInfo(
+            sha256=mask.sha256,
+            count=mask.count,
+            fraction=mask.fraction,
+            method=mask.method,
+            fingerprint=mask.model.fingerprint,
+        ),
+        settings=[setting for setting, _ in sets],
+        prompts={side: prompts[side].info() for side in SIDES},
+        generation=Generation(
+            max_new_tokens=request.max_new_tokens,
+            dtype=request.dtype,
+            batch_size=request.batch_size,
+        ),
+        judge=JUDGE,
+        answers=answers,
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+    def write(scratch: Path) -> None:
+        (scratch / "attack.json").write_text(result.model_dump_json(by_alias=True), "utf-8")
+
+    summary = {
+        "model": request.model,
+        "fingerprint": folder.fingerprint,
+        "mask": mask.sha256,
+        "count": mask.count,
+        "fraction": mask.fraction,
+        "success": _success(result),
+    }
+    title = f"attack on {request.model}: {', '.join(dict.fromkeys(request.settings))}"
+    return Attacked(store.save("attack", recipe, title, summary, write), result, False)
+
+
+def _success(result: AttackResult) -> dict[str, float]:
+    table = attack_table(result)
+    harmful = table[(table["side"] == "harmful") & table["seed"].isna()]
+    return dict(zip(harmful["setting"], harmful["complied"].round(4), strict=True))
+
+
+def _answers(
+    request: AttackRequest,
+    folder: ModelFolder,
+    mask: MaskFile,
+    sets: list[tuple[Setting, NeuronSet]],
+    prompts: dict[str, PromptSet],
+    progress: Progress,
+) -> tuple[ModelInfo, list[Answer]]:
+    import torch
+
+    from toolkit.generate import generate
+    from toolkit.intervene import Intervention, intervene
+    from toolkit.models.load import load_model
+
+    loaded = load_model(folder, dtype=getattr(torch, request.dtype))
+    require_fit(mask, loaded.info, folder.ancestors, request.force)
+    total, done = len(sets) * sum(len(chosen) for chosen in prompts.values()), 0
+
+    def count(finished: int) -> None:
+        nonlocal done
+        done += finished
+        progress("attack", done, total)
+
+    progress("attack", 0, total)
+    answers = []
+    for setting, neurons in sets:
+        with intervene(loaded.model, loaded.layout, Intervention(neurons)):
+            for side in SIDES:
+                responses = generate(
+                    loaded, prompts[side].texts, request.max_new_tokens, request.batch_size, count
+                )
+                for index, response in enumerate(responses):
+                    judged = judge_refusal(response)
+                    answers.append(
+                        Answer(
+                            setting=setting.name,
+                            seed=setting.seed,
+                            side=side,
+                            index=index,
+                            verdict=judged.verdict,
+                            why=judged.why,
+                            response=response if request.keep_responses else None,
+                        )
+                    )
+    return loaded.info, answers
