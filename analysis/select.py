@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Literal, get_args
 
 import numpy as np
@@ -78,54 +80,60 @@ def _head(order: npt.NDArray[np.int64], size: int, total: int) -> Mask:
     return mask
 
 
-def _union_within(orders: Sequence[npt.NDArray[np.int64]], budget: int, total: int) -> Mask:
+def _equal_heads(
+    orders: dict[str, npt.NDArray[np.int64]], budget: int, total: int
+) -> dict[str, Mask]:
     """The heads of all orders, equally long, as long as their union fits the budget."""
+
+    def heads(size: int) -> dict[str, Mask]:
+        return {name: _head(order, size, total) for name, order in orders.items()}
+
     low, high = 0, budget
     while low < high:
         size = (low + high + 1) // 2
-        if np.logical_or.reduce([_head(o, size, total) for o in orders]).sum() <= budget:
+        if np.logical_or.reduce(list(heads(size).values())).sum() <= budget:
             low = size
         else:
             high = size - 1
-    return np.logical_or.reduce([_head(o, low, total) for o in orders])
+    return heads(low)
 
 
-def select_flat(table: pd.DataFrame, selection: Selection) -> Mask:
-    """Which rows of a score table are chosen, ``[neurons]``."""
+def select_flat(table: pd.DataFrame, selection: Selection) -> dict[str, Mask]:
+    """Which rows of a score table each of the method's scores chooses, ``[neurons]`` each."""
     delta = column(table, "delta")
-    scores = {name: column(table, name) for name in ("es", "sas")}
-    # Both scores are one-sided: a safety neuron fires more on harmful prompts.
-    allowed = {"es": scores["es"] > 0, "sas": (scores["sas"] > 0) & (delta > 0)}
-    total = len(table)
     names = selection.method.split("+")
-    orders = {name: _ranked(scores[name], allowed[name]) for name in names}
-    if selection.top is not None:
-        return _union_within(list(orders.values()), int(selection.top * total), total)
+    scores = {name: column(table, name) for name in names}
+    total = len(table)
     shares = {"es": selection.top_es, "sas": selection.top_sas}
-    if any(share is not None for share in shares.values()):
-        heads = [
-            _head(orders[name], int(share * total), total)
-            for name, share in shares.items()
-            if share is not None and name in orders
-        ]
-        return np.logical_or.reduce(heads) if heads else np.zeros(total, dtype=np.bool_)
-    taus = {"es": selection.tau_es, "sas": selection.tau_sas}
-    chosen = []
-    for name in names:
+    if selection.top is None and not any(shares.values()):
+        taus = {"es": selection.tau_es, "sas": selection.tau_sas}
         # Eq. 7 has no other condition; Eq. 9 asks for a positive shift besides.
-        passed = scores[name] > taus[name]
-        chosen.append(passed & (delta > 0) if name == "sas" else passed)
-    return np.logical_or.reduce(chosen)
+        passed = {name: scores[name] > taus[name] for name in names}
+        return {name: m & (delta > 0) if name == "sas" else m for name, m in passed.items()}
+    # A share is one-sided as the thresholds are: a safety neuron fires more on harmful prompts.
+    orders = {name: _ranked(scores[name], (scores[name] > 0) & (delta > 0)) for name in names}
+    if selection.top is not None:
+        return _equal_heads(orders, int(selection.top * total), total)
+    return {name: _head(orders[name], int((shares[name] or 0) * total), total) for name in names}
 
 
-def select(table: pd.DataFrame, widths: Sequence[int], selection: Selection) -> NeuronSet:
-    """Choose neurons from a score table.
+def select_parts(
+    table: pd.DataFrame, widths: Sequence[int], selection: Selection
+) -> dict[str, NeuronSet]:
+    """Choose neurons by each of the method's scores: score -> set.
 
     Args:
         table: as :func:`analysis.scores.table.score_table` makes it, in its order.
         widths: neurons in each layer.
         selection: how.
     """
-    chosen = select_flat(table, selection)
     cuts = np.cumsum(widths)[:-1]
-    return NeuronSet.from_masks(np.split(chosen, cuts))
+    return {
+        name: NeuronSet.from_masks(np.split(mask, cuts))
+        for name, mask in select_flat(table, selection).items()
+    }
+
+
+def select(table: pd.DataFrame, widths: Sequence[int], selection: Selection) -> NeuronSet:
+    """Choose neurons from a score table: the union of :func:`select_parts`."""
+    return reduce(or_, select_parts(table, widths, selection).values())

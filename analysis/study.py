@@ -6,10 +6,11 @@ the store already is returned without loading a model.
 
 import time
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from safetensors.numpy import load_file, save_file
 
 from analysis.requests import AttackRequest, IdentifyRequest
@@ -23,8 +24,8 @@ from analysis.robustness import (
     attack_table,
     read_attack,
 )
-from analysis.scores.table import score_table, widths_of
-from analysis.select import Selection, select
+from analysis.scores.table import score_table
+from analysis.select import Selection, select_parts
 from analysis.store import Entry, Store
 from toolkit.capture.moments import Moments
 from toolkit.errors import SafeNeuronError
@@ -175,21 +176,6 @@ def _load_moments(entry: Entry, side: Side) -> list[Moments]:
     ]
 
 
-def choose(
-    table: pd.DataFrame, widths: list[int], selection: Selection
-) -> tuple[NeuronSet, dict[str, NeuronSet]]:
-    """Select neurons, and for a union say which of them each score chose.
-
-    Under a top share of the union, a score's part is what its own list put in.
-    """
-    neurons = select(table, widths, selection)
-    names = selection.method.split("+")
-    if len(names) == 1:
-        return neurons, {names[0]: neurons}
-    parts = select_parts(table, widths, selection)
-    return neurons, parts
-
-
 def _select_and_save(
     request: IdentifyRequest,
     selection: Selection,
@@ -200,7 +186,8 @@ def _select_and_save(
 ) -> Entry:
     table = score_table(_load_moments(captured, "harmful"), _load_moments(captured, "harmless"))
     model = ModelInfo.model_validate(captured.summary["model"] | {"source": request.model})
-    neurons, parts = choose(table, model.neurons_per_layer, selection)
+    parts = select_parts(table, model.neurons_per_layer, selection)
+    neurons = reduce(or_, parts.values())
     if not len(neurons):
         raise SafeNeuronError(
             f"no neuron passes {selection.method} with {selection.parameters()}; lower the "
@@ -247,9 +234,7 @@ def _select_and_save(
 # --- Attack (paper Sec. 4.1) -----------------------------------------------------------
 
 
-def removed_sets(
-    mask: MaskFile, request: AttackRequest
-) -> list[tuple[Setting, NeuronSet]]:
+def removed_sets(mask: MaskFile, request: AttackRequest) -> list[tuple[Setting, NeuronSet]]:
     """The neurons that each setting removes, in the order asked for.
 
     ORI none; ES and SAS what each score chose; FULL the mask; RANDOM for each seed as
@@ -289,7 +274,7 @@ def attack(
         "fingerprint": folder.fingerprint,
         "tokenizer": folder.tokenizer,
         "mask": mask.sha256,
-        "parts": {name: mask.part(name).counts().tolist() for name in mask.parts},
+        "parts": mask.parts,
         "settings": [setting.model_dump() for setting, _ in sets],
         "harmful": prompts["harmful"].sha256,
         "harmless": prompts["harmless"].sha256,
