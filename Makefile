@@ -1,0 +1,43 @@
+# make demo   the whole method on the embedded model, a report, and the dashboard
+# make test   lint, types and every test
+# make bench  the benchmarks; their JSON goes to build/
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PORT ?= 8501
+
+.PHONY: demo serve test lint types unit bench clean
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	# torch first and by itself: anything else that asks for it might pick a CUDA build.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/safeneuron demo --port $(PORT) $(DEMO_FLAGS)
+
+serve: $(STAMP)
+	$(BIN)/safeneuron serve --port $(PORT)
+
+test: lint types unit
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest
+
+bench: $(STAMP)
+	mkdir -p build
+	$(BIN)/python -m tests.benchmarks.bench_capture --json build/bench_capture.json
+
+clean:
+	rm -rf $(VENV) build

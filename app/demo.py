@@ -1,0 +1,59 @@
+"""The whole method on the embedded model: identify, attack, report."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.report import verdict, write_report
+from analysis.requests import AttackRequest, IdentifyRequest
+from analysis.robustness import AttackResult
+from analysis.study import attack, identify
+from toolkit.files import require_writable
+from toolkit.home import home
+from toolkit.progress import Progress
+
+MODEL = "smollm2-135m-aligned"
+# Three quarters of a per cent by SAS and a quarter by ES: at most 1 % of the neurons.
+TOP_SAS, TOP_ES = 0.0075, 0.0025
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo made."""
+
+    model: str
+    mask: Path
+    attack: Path
+    report: Path
+    result: AttackResult
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        found = verdict(self.result)
+        return {
+            "model": self.model,
+            "mask": str(self.mask),
+            "attack": str(self.attack),
+            "report": str(self.report),
+            "verdict": found.sentence if found else None,
+            "separated": found.separated if found else None,
+        }
+
+
+def run_demo(output: Path | None, progress: Progress) -> Demo:
+    """Identify, attack with responses kept, and write the report.
+
+    Args:
+        output: the report's folder; by default one under ``SAFENEURON_HOME``.
+        progress: hears of the work.
+    """
+    folder = output or home() / "demo"
+    require_writable(folder)
+    found = identify(IdentifyRequest(model=MODEL, top_sas=TOP_SAS, top_es=TOP_ES), progress)
+    mask = found.entry.file("mask.json")
+    done = attack(AttackRequest(model=MODEL, mask=mask, keep_responses=True), progress)
+    scores = pd.read_parquet(found.entry.file("scores.parquet"))
+    report = write_report(folder, found.mask, scores, done.result)
+    return Demo(MODEL, mask, done.entry.file("attack.json"), report, done.result)
