@@ -7,7 +7,7 @@ from scipy.stats import binomtest
 
 @dataclass(frozen=True)
 class Proportion:
-    """k of n with its Wilson 95 % interval, all shares 0 to 1."""
+    """Successes k of n with its Wilson 95 % interval, all shares 0 to 1."""
 
     k: int
     n: int
@@ -16,7 +16,7 @@ class Proportion:
 
     @property
     def share(self) -> float:
-        """k / n; NaN for n = 0."""
+        """The share k / n; NaN for n = 0."""
         return self.k / self.n if self.n else float("nan")
 
     def __str__(self) -> str:

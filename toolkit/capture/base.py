@@ -70,9 +70,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same on another device."""
-        return Batch(
-            self.ids.to(device), self.attention.to(device), self.own.to(device), self.rows
-        )
+        return Batch(self.ids.to(device), self.attention.to(device), self.own.to(device), self.rows)
 
 
 def render_text(tokenizer: Any, text: str) -> str:
@@ -99,9 +97,7 @@ def render(tokenizer: Any, text: str) -> Rendered:
     templated = bool(tokenizer.chat_template)
     rendered = render_text(tokenizer, text)
     # A template brings its own BOS; without one the tokenizer adds what the model expects.
-    encoding = tokenizer(
-        rendered, add_special_tokens=not templated, return_offsets_mapping=True
-    )
+    encoding = tokenizer(rendered, add_special_tokens=not templated, return_offsets_mapping=True)
     ids = list(encoding["input_ids"])
     message = text if text in rendered else text.strip()
     start = rendered.rfind(message)
@@ -120,9 +116,7 @@ def render(tokenizer: Any, text: str) -> Rendered:
     return Rendered(ids, own)
 
 
-def batches(
-    rendered: Sequence[Rendered], batch_size: int, pad_id: int
-) -> Iterator[Batch]:
+def batches(rendered: Sequence[Rendered], batch_size: int, pad_id: int) -> Iterator[Batch]:
     """Sort by length, cut into batches and pad on the right.
 
     Right padding keeps every token at its own position, and causal attention keeps the
@@ -153,7 +147,9 @@ def pool(activations: Tensor, batch: Batch, position: Position) -> Tensor:
         weights = batch.own.to(activations.dtype)
         summed = torch.bmm(weights[:, None], activations)[:, 0]
         return summed / weights.sum(dim=1, keepdim=True)
-    return torch.stack([row[own].amax(dim=0) for row, own in zip(activations, batch.own, strict=True)])
+    return torch.stack(
+        [row[own].amax(dim=0) for row, own in zip(activations, batch.own, strict=True)]
+    )
 
 
 def capture_moments(
@@ -195,7 +191,9 @@ def capture_moments(
         placed = batch.to(loaded.device)
         seen: set[int] = set()
 
-        def sink(layer: int, activations: Tensor, placed: Batch = placed, seen: set[int] = seen) -> None:
+        def sink(
+            layer: int, activations: Tensor, placed: Batch = placed, seen: set[int] = seen
+        ) -> None:
             if activations.shape != (*placed.ids.shape, widths[layer]):
                 raise SafeNeuronError(
                     f"backend {backend.name}: layer {layer} gave {tuple(activations.shape)}, "

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -33,7 +34,7 @@ def convert_gguf_file(path: Path, folder: Path) -> None:
         if folder.exists():
             return
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 path.parent, gguf_file=path.name, dtype=torch.float32
             )
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

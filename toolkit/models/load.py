@@ -74,8 +74,8 @@ def load_model(
         SafeNeuronError: no such model, or an architecture that is not supported.
     """
     folder = resolve(source) if isinstance(source, str) else source
-    model = load_weights(folder.path, dtype).to(device or pick_device())
-    model.eval()
+    model: Any = load_weights(folder.path, dtype)
+    model.to(device or pick_device()).eval()
     return LoadedModel(folder, model, load_tokenizer(folder.path), layout_of(model))
 
 
@@ -109,7 +109,9 @@ def load_tokenizer(path: Path) -> Any:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SafeNeuronError(f"{path} has no usable tokenizer: {reason}") from error
     if not tokenizer.is_fast:
-        raise SafeNeuronError(f"{path} has a slow tokenizer; save it as a fast one (tokenizer.json)")
+        raise SafeNeuronError(
+            f"{path} has a slow tokenizer; save it as a fast one (tokenizer.json)"
+        )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise SafeNeuronError(f"{path}: the tokenizer has neither a pad nor an eos token")

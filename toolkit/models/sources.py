@@ -15,8 +15,10 @@ from toolkit.wheels import SMOLLM2, PinnedWheel
 # Beside the weights of a model we trained: what it was trained from, how and with what.
 CARD = "safeneuron.json"
 WEIGHTS = (".safetensors", ".bin")
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json")
-TOKENIZER += ("merges.txt", "tokenizer.model", "chat_template.jinja", "added_tokens.json")
+TOKENIZER: tuple[str, ...] = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"),
+    *("merges.txt", "tokenizer.model", "chat_template.jinja", "added_tokens.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def _gguf_folder(path: Path) -> Path:
 
 def _hub_folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
