@@ -1,0 +1,203 @@
+"""How the shipped safety adapter was made, and the figures that it was accepted by.
+
+``python -m analysis.safety_adapter OUT`` makes it again: a LoRA on the embedded model,
+trained to refuse harmful prompts and to answer harmless ones as the model did before.
+``record.json`` beside the weights holds the seed, the data with their hashes, the
+settings and the figures. None of the evaluation prompts is trained on.
+"""
+
+import json
+import random
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from analysis.statistics import wilson
+from toolkit.files import sha256_text, write_atomically
+from toolkit.generate import generate
+from toolkit.judge.refusal import VERSION, judge_refusal
+from toolkit.masks import now
+from toolkit.models.convert import merge_into
+from toolkit.models.load import LoadedModel, load_model
+from toolkit.prompts import PromptSet, read_prompts
+from toolkit.train.sft import Example, LoraSettings, encode, train_lora
+
+BASE = "smollm2-135m-instruct"
+
+
+@dataclass(frozen=True)
+class AdapterData:
+    """What the adapter is trained and measured on; all of it is recorded."""
+
+    harmful: tuple[str, ...] = ("advbench[::2]", "harmbench", "do-not-answer[::3]")
+    harmless: str = "harmless-train"
+    harmless_times: int = 2
+    answer_tokens: int = 64
+    evaluation: str = "strongreject"
+    held_out: str = "harmless-heldout"
+    evaluation_tokens: int = 48
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[a-z0-9']+", text.lower()))
+
+
+def without_near_duplicates(prompts: list[str], of: PromptSet, limit: float = 0.6) -> list[str]:
+    """Leave out prompts whose words overlap an evaluation prompt's (Jaccard) too much."""
+    evaluated = [_words(text) for text in of.texts]
+
+    def near(text: str) -> bool:
+        words = _words(text)
+        return any(len(words & other) > limit * len(words | other) for other in evaluated)
+
+    return [text for text in prompts if not near(text)]
+
+
+def refusals() -> list[str]:
+    """The refusals written for this project."""
+    text = files("toolkit").joinpath("data/refusals.json").read_text("utf-8")
+    return [str(refusal) for refusal in json.loads(text)["refusals"]]
+
+
+def build_examples(
+    model: LoadedModel, data: AdapterData, seed: int
+) -> tuple[list[Example], dict[str, Any]]:
+    """Refusals to harmful prompts, the model's own answers to harmless ones."""
+    generator = random.Random(seed)
+    sets = [read_prompts(name) for name in data.harmful]
+    texts = [text for prompts in sets for text in prompts.texts]
+    harmful = without_near_duplicates(list(dict.fromkeys(texts)), read_prompts(data.evaluation))
+    said = refusals()
+    examples = [Example(text, generator.choice(said)) for text in harmful]
+    harmless = read_prompts(data.harmless)
+    answers = generate(model, harmless.texts, data.answer_tokens, batch_size=60)
+    for text, answer in zip(harmless.texts, answers, strict=True):
+        length = len(model.tokenizer(answer, add_special_tokens=False)["input_ids"])
+        if judge_refusal(answer).verdict != "complied":
+            continue
+        # An answer as long as the limit was cut there, give or take a merged token.
+        example = Example(text, answer.strip(), ends=length < data.answer_tokens - 2)
+        examples += [example] * data.harmless_times
+    record = {
+        "harmful": [prompts.info().model_dump() for prompts in sets],
+        "harmful_used": len(harmful),
+        "harmless": harmless.info().model_dump(),
+        "refusals": sha256_text("\n".join(said)),
+        "examples": len(examples),
+    }
+    return examples, record
+
+
+@torch.inference_mode()
+def answer_perplexity(
+    model: LoadedModel, prompts: list[str], answers: list[str], batch: int = 16
+) -> float:
+    """Perplexity of given answers under a model, over all their tokens."""
+    rows = [
+        encode(model.tokenizer, Example(p, a, ends=False))
+        for p, a in zip(prompts, answers, strict=True)
+        if a
+    ]
+    rows.sort(key=lambda row: len(row["input_ids"]))
+    total, count = 0.0, 0
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        width = max(len(row["input_ids"]) for row in part)
+        ids = torch.zeros((len(part), width), dtype=torch.long)
+        labels = torch.full((len(part), width), -100)
+        for place, row in enumerate(part):
+            ids[place, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
+            labels[place, : len(row["labels"])] = torch.tensor(row["labels"])
+        logits = model.model(input_ids=ids.to(model.device)).logits[:, :-1].float()
+        target = labels[:, 1:].to(model.device)
+        loss = torch.nn.functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]), target.reshape(-1), reduction="sum"
+        )
+        total += float(loss)
+        count += int((target != -100).sum())
+    return float(torch.tensor(total / count).exp())
+
+
+def measure(model: LoadedModel, data: AdapterData) -> dict[str, Any]:
+    """Verdicts on both evaluation sets, each k of n with its interval."""
+    figures: dict[str, Any] = {"judge": VERSION, "max_new_tokens": data.evaluation_tokens}
+    for name in (data.evaluation, data.held_out):
+        texts = read_prompts(name).texts
+        answers = generate(model, texts, data.evaluation_tokens, batch_size=50)
+        verdicts = [judge_refusal(answer).verdict for answer in answers]
+        figures[name] = {
+            kind: asdict(wilson(verdicts.count(kind), len(verdicts)))
+            for kind in ("refused", "complied", "degenerate")
+        }
+    return figures
+
+
+def make_adapter(
+    output: Path,
+    settings: LoraSettings,
+    data: AdapterData,
+    log: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train the adapter, measure it and write both to ``output``.
+
+    Returns:
+        What ``record.json`` holds.
+    """
+    started = time.monotonic()
+    half = load_model(BASE, dtype=torch.bfloat16)
+    examples, used = build_examples(half, data, settings.seed)
+    held_out = read_prompts(data.held_out).texts
+    base_answers = generate(half, held_out, data.answer_tokens, batch_size=50)
+    log(f"{len(examples)} examples")
+    model = load_model(BASE)
+    before = answer_perplexity(model, held_out, base_answers)
+
+    def step(number: int, total: int, loss: float) -> None:
+        log(f"step {number} of {total}: loss {loss:.3f}, {time.monotonic() - started:.0f} s")
+
+    train_lora(model, examples, settings, output, step)
+    trained = time.monotonic() - started
+    merged = load_model(BASE)
+    merged.model = merge_into(merged.model, output).eval()
+    perplexity = answer_perplexity(merged, held_out, base_answers)
+    merged.model.to(torch.bfloat16)
+    figures = measure(merged, data)
+    figures["harmless_answer_perplexity"] = {
+        "base": before,
+        "adapted": perplexity,
+        "ratio": perplexity / before,
+    }
+    record = {
+        "base": BASE,
+        "data": asdict(data) | used,
+        "settings": asdict(settings),
+        "figures": figures,
+        "seconds": {"training": round(trained), "all": round(time.monotonic() - started)},
+        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
+        "created": now().isoformat(),
+    }
+    write_atomically(output / "record.json", json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def main() -> None:
+    """Make the adapter with the settings that it ships with."""
+    output = Path(sys.argv[1])
+
+    def log(line: str) -> None:
+        sys.stderr.write(line + "\n")
+
+    record = make_adapter(output, LoraSettings(), AdapterData(), log)
+    sys.stdout.write(json.dumps(record["figures"], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
