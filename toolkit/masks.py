@@ -5,6 +5,7 @@ not such a file or was made for another model.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from toolkit.neurons import NeuronSet
 
 SCHEMA: Final = "safeneuron.neuron-mask/1"
 SITE: Final = "mlp.down_proj.input"
+LAYER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -188,7 +190,7 @@ def parse_mask(text: str, where: str = "mask") -> MaskFile:
     """
     try:
         data = json.loads(text, object_pairs_hook=_unique_keys)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # numbers too long are a plain ValueError
         raise SafeNeuronError(f"{where} is not JSON: {error}") from error
     except SafeNeuronError as error:
         raise SafeNeuronError(f"{where}: {error}") from error
@@ -200,7 +202,8 @@ def parse_mask(text: str, where: str = "mask") -> MaskFile:
             "make a mask with 'safeneuron identify'"
         )
     try:
-        mask = MaskFile.model_validate(data)
+        # Strict, so that true is no 1 and "5" no 5, as the JSON Schema has it.
+        mask = MaskFile.model_validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -212,7 +215,7 @@ def parse_mask(text: str, where: str = "mask") -> MaskFile:
         )
     for listed in (mask.neurons, *mask.parts.values()):
         for layer, indices in listed.items():
-            if not layer.isascii() or not layer.isdigit() or str(int(layer)) != layer:
+            if not LAYER.fullmatch(layer):
                 raise SafeNeuronError(f"{where}: neurons: {layer[:20]!r} is not a layer number")
             if indices != sorted(indices):
                 raise SafeNeuronError(f"{where}: neurons of layer {layer} are not sorted")

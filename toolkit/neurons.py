@@ -33,7 +33,10 @@ class NeuronSet:
         self._widths = tuple(int(width) for width in widths)
         kept: dict[int, Indices] = {}
         for layer in sorted(layers):
-            indices = np.fromiter(layers[layer], dtype=np.int64)
+            try:
+                indices = np.fromiter(layers[layer], dtype=np.int64)
+            except OverflowError as error:
+                raise SafeNeuronError(f"layer {layer} names a neuron out of range") from error
             if not 0 <= layer < len(self._widths):
                 raise SafeNeuronError(
                     f"layer {layer} is out of range: the model has layers 0 to "
