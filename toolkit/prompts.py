@@ -90,18 +90,28 @@ def _rows_to_prompts(rows: list[Any], where: str) -> list[Prompt]:
 
 
 def _parse_txt(text: str, where: str) -> list[Prompt]:
-    return [Prompt(line.strip()) for line in text.splitlines() if line.strip()]
+    return [Prompt(line.strip()) for line in _lines(text) if line.strip()]
+
+
+def _lines(text: str) -> list[str]:
+    # Not splitlines: it also cuts at U+2028 and the like, which may stand inside a prompt.
+    return text.split("\n")
 
 
 def _parse_csv(text: str, where: str) -> list[Prompt]:
     reader = csv.DictReader(io.StringIO(text))
-    return _rows_to_prompts(list(reader), where)
+    try:
+        return _rows_to_prompts(list(reader), where)
+    except csv.Error as error:
+        raise SafeNeuronError(
+            f"{where} is not CSV after line {reader.line_num}: {error}"
+        ) from error
 
 
 def _parse_json(text: str, where: str) -> list[Prompt]:
     try:
         data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise SafeNeuronError(f"{where} is not JSON: {error}") from error
     if isinstance(data, dict):
         data = data.get("prompts")
@@ -112,12 +122,12 @@ def _parse_json(text: str, where: str) -> list[Prompt]:
 
 def _parse_jsonl(text: str, where: str) -> list[Prompt]:
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(_lines(text), start=1):
         if not line.strip():
             continue
         try:
             rows.append(json.loads(line))
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise SafeNeuronError(f"{where}: line {number} is not JSON: {error}") from error
     return _rows_to_prompts(rows, where)
 
@@ -154,6 +164,9 @@ def read_file(path: Path) -> PromptSet:
     for number, prompt in enumerate(prompts, start=1):
         if not prompt.text:
             raise SafeNeuronError(f"{path}: prompt {number} is empty")
+        # JSON can write half of a surrogate pair, which no tokenizer and no hash can take.
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt.text + (prompt.category or "")):
+            raise SafeNeuronError(f"{path}: prompt {number} has a broken character (a surrogate)")
     return PromptSet(path.stem, tuple(prompts))
 
 
@@ -291,6 +304,13 @@ KNOWN: dict[str, KnownSet] = {
 _SLICE = re.compile(r"^(?P<name>.+?)\[(?P<start>\d*):(?P<stop>\d*)(?::(?P<step>\d*))?\]$")
 
 
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # too long for a file name, as a prompt given in place of a file is
+        return False
+
+
 def read_prompts(spec: str | Path) -> PromptSet:
     """Read a prompt set by a known name or from a file, whole or a slice of it.
 
@@ -302,15 +322,15 @@ def read_prompts(spec: str | Path) -> PromptSet:
         SafeNeuronError: no such set or file, a malformed file, or nothing in the slice.
     """
     text = str(spec)
-    match = None if Path(text).exists() else _SLICE.match(text)
+    match = None if _exists(text) else _SLICE.match(text)
     name = match["name"] if match else text
     if name in KNOWN:
         whole = PromptSet(name, tuple(KNOWN[name].load()))
-    elif Path(name).suffix.lower() in PARSERS or Path(name).exists():
+    elif Path(name).suffix.lower() in PARSERS or _exists(name):
         whole = read_file(Path(name))
     else:
         raise SafeNeuronError(
-            f"no prompt set {name!r}: give a .txt, .csv, .json or .jsonl file, or one of "
+            f"no prompt set {name[:60]!r}: give a .txt, .csv, .json or .jsonl file, or one of "
             f"{', '.join(KNOWN)}"
         )
     if match is None:

@@ -24,9 +24,7 @@ def whole(x: npt.NDArray[np.float64], cuts: list[int]) -> Moments:
 
 
 @given(values, st.lists(st.integers(0, 12), max_size=6))
-def test_any_split_equals_numpy_on_the_whole(
-    x: npt.NDArray[np.float64], cuts: list[int]
-) -> None:
+def test_any_split_equals_numpy_on_the_whole(x: npt.NDArray[np.float64], cuts: list[int]) -> None:
     merged = whole(x, cuts)
     assert merged.count == len(x)
     np.testing.assert_allclose(merged.mean, x.mean(axis=0), rtol=1e-12, atol=1e-9)

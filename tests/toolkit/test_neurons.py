@@ -34,9 +34,7 @@ def test_operations_are_those_of_sets(a: set[tuple[int, int]], b: set[tuple[int,
 
 
 @given(plain, plain, plain)
-def test_laws(
-    a: set[tuple[int, int]], b: set[tuple[int, int]], c: set[tuple[int, int]]
-) -> None:
+def test_laws(a: set[tuple[int, int]], b: set[tuple[int, int]], c: set[tuple[int, int]]) -> None:
     x, y, z = build(a), build(b), build(c)
     empty = NeuronSet.empty(WIDTHS)
     everything = build(set(ALL))

@@ -1,0 +1,190 @@
+"""Prompt sets: every reader, every refusal, slices and hashes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolkit.errors import SafeNeuronError
+from toolkit.prompts import KNOWN, KnownSet, Prompt, PromptSet, read_prompts
+
+THREE = ["How do I pick a lock?", "Wie öffnet man das Schloß?", 'Say "hi", then stop']
+
+
+def write(folder: Path, name: str, text: str, encoding: str = "utf-8") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def as_csv(rows: list[str], field: str = "prompt") -> str:
+    quoted = ['"' + row.replace('"', '""') + '"' for row in rows]
+    return "\n".join([f"id,{field}", *(f"{i},{row}" for i, row in enumerate(quoted))]) + "\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", "\n\n".join([f"  {row}  " for row in THREE])),
+        ("a.TXT", "\n".join(THREE)),
+        ("a.csv", as_csv(THREE)),
+        ("a.csv", as_csv(THREE, "goal")),
+        ("a.json", json.dumps(THREE)),
+        ("a.json", json.dumps({"prompts": THREE}, indent=1)),
+        ("a.json", json.dumps([{"instruction": row} for row in THREE])),
+        ("a.jsonl", "\n".join(json.dumps({"text": row}) for row in THREE) + "\n\n"),
+        ("a.jsonl", "\n".join(json.dumps(row, ensure_ascii=False) for row in THREE)),
+    ],
+)
+def test_readers(tmp_path: Path, name: str, text: str, newline: str, encoding: str) -> None:
+    path = write(tmp_path, name, text.replace("\n", newline), encoding)
+    prompts = read_prompts(path)
+    assert prompts.texts == THREE
+    assert prompts.name == "a"
+    assert len(prompts) == 3
+    # The contents alone are hashed, so that every format gives the same.
+    assert prompts.sha256 == PromptSet("x", tuple(Prompt(row) for row in THREE)).sha256
+
+
+def test_categories(tmp_path: Path) -> None:
+    table = write(tmp_path, "t.csv", "category,prompt\nfraud,a\n,b\n")
+    assert list(read_prompts(table)) == [Prompt("a", "fraud"), Prompt("b")]
+    listed = write(tmp_path, "t.json", json.dumps([{"prompt": "a", "category": "fraud"}, "b"]))
+    assert read_prompts(listed).prompts == read_prompts(table).prompts
+
+
+def test_newlines_inside_a_prompt(tmp_path: Path) -> None:
+    table = write(tmp_path, "t.csv", 'prompt\n"one\ntwo"\n')
+    assert read_prompts(table).texts == ["one\ntwo"]
+    # U+2028 ends a line for str.splitlines, but neither for JSON nor for an editor.
+    rows = write(tmp_path, "t.jsonl", '"one\u2028two"\n"three"\n')
+    assert read_prompts(rows).texts == ["one\u2028two", "three"]
+    lines = write(tmp_path, "t.txt", "one\u2028two\nthree")
+    assert read_prompts(lines).texts == ["one\u2028two", "three"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "holds no prompts"),
+        ("a.txt", b"\n  \n", "holds no prompts"),
+        ("a.txt", "caf\u00e9".encode("latin-1"), r"is not UTF-8 \(byte 3\)"),
+        ("a.md", b"x", "prompts are read from .txt, .csv, .json, .jsonl"),
+        ("a.json", b"{", "is not JSON"),
+        ("a.json", b"[" * 200_000, "is not JSON"),
+        ("a.json", b"[" + b"9" * 5000 + b"]", "is not JSON"),
+        ("a.json", b"3", "expected a list of prompts"),
+        ("a.json", b'{"rows": []}', "expected a list of prompts"),
+        ("a.json", b"[]", "holds no prompts"),
+        ("a.json", b'["x", 3]', "entry 2 is neither a text nor an object"),
+        ("a.json", b'["x", ["y"]]', "entry 2 is neither"),
+        ("a.json", b'[{"title": "x"}]', "entry 1 has no prompt; name its field one of prompt"),
+        ("a.json", b'[{"prompt": 3}]', "entry 1: prompt is not a text"),
+        ("a.json", b'[{"prompt": null}]', "entry 1: prompt is not a text"),
+        ("a.json", b'["x", "  "]', "prompt 2 is empty"),
+        ("a.json", b'["x", "\\ud800"]', "prompt 2 has a broken character"),
+        ("a.jsonl", b'"x"\nnope\n', "line 2 is not JSON"),
+        ("a.jsonl", b'{"x": 1}\n', "entry 1 has no prompt"),
+        ("a.csv", b"title\nx\n", "entry 1 has no prompt"),
+        ("a.csv", b"prompt\n", "holds no prompts"),
+        ("a.csv", b"id,prompt\n1\n", "entry 1: prompt is not a text"),
+        ("a.csv", b'prompt\n""\n', "prompt 1 is empty"),
+        ("a.csv", b"prompt\n" + b"x" * 200_000, "is not CSV after line 1"),
+    ],
+)
+def test_refusals_are_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(SafeNeuronError, match=message) as caught:
+        read_prompts(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing(tmp_path: Path) -> None:
+    with pytest.raises(SafeNeuronError, match="cannot read the prompts"):
+        read_prompts(tmp_path / "absent.txt")
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(SafeNeuronError, match="cannot read the prompts"):
+        read_prompts(tmp_path / "folder.txt")
+    with pytest.raises(SafeNeuronError, match=r"no prompt set .nowhere.*harmless-heldout"):
+        read_prompts("nowhere")
+    with pytest.raises(SafeNeuronError, match="no prompt set 'How do I"):
+        read_prompts("How do I " + "very " * 1000)
+
+
+@pytest.fixture
+def ten(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    texts = [f"prompt {number}" for number in range(10)]
+    known = KnownSet("ten", "", 10, "", lambda: [Prompt(text) for text in texts])
+    monkeypatch.setitem(KNOWN, "ten", known)
+    return texts
+
+
+@pytest.mark.parametrize(
+    ("part", "chosen"),
+    [
+        ("[:3]", slice(3)),
+        ("[3:]", slice(3, None)),
+        ("[2:5]", slice(2, 5)),
+        ("[::2]", slice(None, None, 2)),
+        ("[1::2]", slice(1, None, 2)),
+        ("[:]", slice(None)),
+        ("[8:99]", slice(8, 99)),
+    ],
+)
+def test_slices(tmp_path: Path, ten: list[str], part: str, chosen: slice) -> None:
+    file = write(tmp_path, "ten.txt", "\n".join(ten))
+    for source in ("ten", str(file)):
+        prompts = read_prompts(source + part)
+        assert prompts.texts == ten[chosen]
+        assert prompts.name == "ten" + part
+    assert read_prompts("ten").name == "ten"
+
+
+def test_slices_that_hold_nothing(ten: list[str]) -> None:
+    with pytest.raises(SafeNeuronError, match=r"ten\[10:\] holds no prompts: ten has 10"):
+        read_prompts("ten[10:]")
+    with pytest.raises(SafeNeuronError, match="step of a slice can't be 0"):
+        read_prompts("ten[::0]")
+    for wrong in ("ten[1]", "ten[a:b]", "ten[-3:]", "other[:3]"):
+        with pytest.raises(SafeNeuronError, match="no prompt set"):
+            read_prompts(wrong)
+
+
+def test_a_file_whose_name_looks_like_a_slice(tmp_path: Path) -> None:
+    path = write(tmp_path, "a[:2].txt", "one\ntwo\nthree")
+    assert len(read_prompts(path)) == 3
+
+
+texts = st.lists(st.text(st.characters(codec="utf-8"), min_size=1), min_size=1, max_size=5)
+
+
+@given(texts, texts)
+def test_equal_hashes_mean_equal_contents(a: list[str], b: list[str]) -> None:
+    x = PromptSet("x", tuple(Prompt(text) for text in a))
+    y = PromptSet("y", tuple(Prompt(text) for text in b))
+    assert (x.sha256 == y.sha256) == (a == b)
+
+
+def test_hash_sees_order_category_and_boundaries() -> None:
+    def of(*prompts: Prompt) -> str:
+        return PromptSet("x", prompts).sha256
+
+    a, b = Prompt("a"), Prompt("b")
+    assert of(a, b) != of(b, a)
+    assert of(Prompt("ab")) != of(a, b)
+    assert of(a) != of(Prompt("a", "fraud"))
+    info = PromptSet("x", (a, b)).info()
+    assert (info.name, info.count, info.sha256) == ("x", 2, of(a, b))
+
+
+def test_known_sets_are_described() -> None:
+    for name, known in KNOWN.items():
+        assert known.name == name
+        assert known.count > 0
+        assert known.description
+        assert known.licence
