@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,8 @@ padding, BOS and the template's tokens. The paper does not say which it uses; ``
 the default because removal of the neurons it finds is what lowered refusals (README).
 """
 POSITIONS: tuple[Position, ...] = get_args(Position)
+
+_MARK = "\u2603 the message \u2603"
 
 LayerSink = Callable[[int, Tensor], None]
 """Takes a layer and its activations ``[batch, tokens, width]``, which it must not keep."""
@@ -99,13 +102,7 @@ def render(tokenizer: Any, text: str) -> Rendered:
     # A template brings its own BOS; without one the tokenizer adds what the model expects.
     encoding = tokenizer(rendered, add_special_tokens=not templated, return_offsets_mapping=True)
     ids = list(encoding["input_ids"])
-    message = text if text in rendered else text.strip()
-    start = rendered.rfind(message)
-    if start < 0:
-        raise SafeNeuronError(
-            f"the chat template rewrites the prompt {text[:40]!r}, so its own tokens can't be told"
-        )
-    end = start + len(message)
+    start, end = _find_message(tokenizer, text, rendered)
     special = set(tokenizer.all_special_ids)
     own = [
         low < end and high > start and low < high and token not in special
@@ -114,6 +111,19 @@ def render(tokenizer: Any, text: str) -> Rendered:
     if not any(own):
         raise SafeNeuronError(f"the prompt {text[:40]!r} has no tokens of its own")
     return Rendered(ids, own)
+
+
+def _find_message(tokenizer: Any, text: str, rendered: str) -> tuple[int, int]:
+    """Where the user's message stands in the rendered chat: first character and end."""
+    # Searching for the message alone would find "user" in the template's own words; so see
+    # where a text that no template has ends up. Some templates strip the message.
+    start = render_text(tokenizer, _MARK).find(_MARK)
+    for message in (text, text.strip()):
+        if start >= 0 and message and rendered.startswith(message, start):
+            return start, start + len(message)
+    raise SafeNeuronError(
+        f"the chat template rewrites the prompt {text[:40]!r}, so its own tokens can't be told"
+    )
 
 
 def batches(rendered: Sequence[Rendered], batch_size: int, pad_id: int) -> Iterator[Batch]:
@@ -200,6 +210,10 @@ def capture_moments(
                     f"expected {(*placed.ids.shape, widths[layer])}; run 'safeneuron doctor'"
                 )
             pooled = pool(activations, placed, position).double().cpu().numpy()
+            if not np.isfinite(pooled).all():
+                raise SafeNeuronError(
+                    f"layer {layer}: activations are not finite; load the model in float32"
+                )
             moments[layer] = moments[layer].merge(Moments.of(pooled))
             seen.add(layer)
 
@@ -211,6 +225,4 @@ def capture_moments(
             )
         if on_prompts is not None:
             on_prompts(len(batch.rows))
-    if not all((m.m2 < float("inf")).all() for m in moments):  # NaN fails this too
-        raise SafeNeuronError("the model's activations are not finite; load it in float32")
     return moments
