@@ -74,6 +74,11 @@ def _ranked(score: npt.NDArray[np.float64], allowed: Mask) -> npt.NDArray[np.int
     return order[allowed[order]]
 
 
+def _size(share: float, total: int) -> int:
+    """How many neurons a share is, rounded down."""
+    return int(share * total + 1e-9)  # 0.29 * 100 is a hair under 29 in floating point
+
+
 def _head(order: npt.NDArray[np.int64], size: int, total: int) -> Mask:
     mask = np.zeros(total, dtype=np.bool_)
     mask[order[:size]] = True
@@ -113,8 +118,9 @@ def select_flat(table: pd.DataFrame, selection: Selection) -> dict[str, Mask]:
     # A share is one-sided as the thresholds are: a safety neuron fires more on harmful prompts.
     orders = {name: _ranked(scores[name], (scores[name] > 0) & (delta > 0)) for name in names}
     if selection.top is not None:
-        return _equal_heads(orders, int(selection.top * total), total)
-    return {name: _head(orders[name], int((shares[name] or 0) * total), total) for name in names}
+        return _equal_heads(orders, _size(selection.top, total), total)
+    sizes = {name: _size(shares[name] or 0.0, total) for name in names}
+    return {name: _head(orders[name], sizes[name], total) for name in names}
 
 
 def select_parts(

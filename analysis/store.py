@@ -88,16 +88,16 @@ class Store:
         folder = self.root / kind / key
         if not folder.is_dir():
             return None
-        try:
-            entry = _read(folder, kind)
-            for name, digest in entry.files.items():
-                if sha256_file(entry.file(name)) != digest:
-                    raise SafeNeuronError(f"{name} is not as it was written")
-        except (OSError, SafeNeuronError):
-            aside = self.root / "damaged" / f"{kind}-{key}-{time.time_ns()}"
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            folder.rename(aside)
-            return None
+        entry = _checked(folder, kind)
+        if entry is not None:
+            return entry
+        # It may have been replaced while it was read: look again, with the writers held off.
+        with FileLock(folder.parent / ".lock"):
+            entry = _checked(folder, kind) if folder.is_dir() else None
+            if entry is None and folder.is_dir():
+                aside = self.root / "damaged" / f"{kind}-{key}-{time.time_ns()}"
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                folder.rename(aside)
         return entry
 
     def entries(self, kind: str | None = None) -> list[Entry]:
@@ -155,8 +155,12 @@ class Store:
             scratch.chmod(0o755)
             with FileLock(folder.parent / ".lock"):
                 if folder.exists():
-                    shutil.rmtree(folder)
-                scratch.replace(folder)
+                    old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".old-"))
+                    folder.rename(old / key)
+                    scratch.replace(folder)
+                    shutil.rmtree(old)
+                else:
+                    scratch.replace(folder)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
@@ -172,6 +176,16 @@ class Store:
         if folder.resolve().parent != (self.root / kind).resolve() or not folder.is_dir():
             raise SafeNeuronError(f"no {kind} entry {key}; 'safeneuron cache' lists them")
         shutil.rmtree(folder)
+
+
+def _checked(folder: Path, kind: str) -> Entry | None:
+    """The entry in ``folder`` if it is whole and every file as it was written."""
+    try:
+        entry = _read(folder, kind)
+        whole = all(sha256_file(entry.file(n)) == digest for n, digest in entry.files.items())
+    except (OSError, SafeNeuronError):
+        return None
+    return entry if whole else None
 
 
 def _read(folder: Path, kind: str) -> Entry:

@@ -262,7 +262,7 @@ def test_an_error_in_the_sink_comes_out_as_it_is(loaded: LoadedModel, name: str)
 
     backend = make_backend(name, loaded)
     batch = only_batch(loaded, TEXTS)
-    with pytest.raises(SafeNeuronError, match="^no room$"):
+    with pytest.raises(SafeNeuronError, match=r"^no room$"):
         backend.run(batch, refuse)
     seen: list[int] = []
     backend.run(batch, lambda layer, _: seen.append(layer))  # no hook is left behind

@@ -103,9 +103,16 @@ def test_the_empty_set_changes_nothing() -> None:
 def test_handles_are_removed_even_after_an_exception() -> None:
     model = tiny_model("llama")
     plain = logits(model)
-    with pytest.raises(KeyboardInterrupt), intervene(model, layout_of(model), ACTIONS[0]):
-        assert hooks(model) == 2
-        raise KeyboardInterrupt
+    during = []
+
+    def interrupted() -> None:
+        with intervene(model, layout_of(model), ACTIONS[0]):
+            during.append(hooks(model))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert during == [2]
     assert hooks(model) == 0
     assert torch.equal(logits(model), plain)
 

@@ -1,0 +1,71 @@
+"""Wilson's interval: its closed form, and what defines it."""
+
+from math import sqrt
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import norm
+
+from analysis.statistics import Proportion, disjoint, wilson
+
+counts = st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+
+
+@given(counts, st.sampled_from([0.9, 0.95, 0.99]))
+def test_closed_form(count: tuple[int, int], confidence: float) -> None:
+    k, n = count
+    z = float(norm.ppf((1 + confidence) / 2))
+    p = k / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    got = wilson(k, n, confidence)
+    assert got.low == pytest.approx(max(0.0, centre - half), abs=1e-9)
+    assert got.high == pytest.approx(min(1.0, centre + half), abs=1e-9)
+    assert got.low <= got.share <= got.high
+
+
+@given(counts)
+def test_its_ends_are_the_shares_that_the_score_test_just_rejects(count: tuple[int, int]) -> None:
+    k, n = count
+    got = wilson(k, n)
+    z = float(norm.ppf(0.975))
+    for end in (got.low, got.high):
+        if 0 < end < 1:
+            assert abs(k / n - end) == pytest.approx(z * sqrt(end * (1 - end) / n), rel=1e-6)
+
+
+@given(counts)
+def test_symmetry(count: tuple[int, int]) -> None:
+    k, n = count
+    one, other = wilson(k, n), wilson(n - k, n)
+    assert one.low == pytest.approx(1 - other.high, abs=1e-12)
+    assert one.high == pytest.approx(1 - other.low, abs=1e-12)
+
+
+def test_known_values() -> None:
+    # Newcombe (1998), Table I, method 3.
+    for k, n, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
+        assert wilson(k, n).low == pytest.approx(low, abs=5e-5)
+        assert wilson(k, n).high == pytest.approx(high, abs=5e-5)
+
+
+def test_nothing_counted_says_nothing() -> None:
+    empty = wilson(0, 0)
+    assert (empty.low, empty.high) == (0.0, 1.0)
+    assert empty.share != empty.share
+    assert str(empty) == "0/0"
+    assert str(wilson(1, 4)).startswith("1/4 = 25.0% [")
+
+
+def test_disjoint() -> None:
+    low, middle, high = (Proportion(0, 1, a, a + 0.2) for a in (0.1, 0.3, 0.6))
+    assert disjoint(low, high)
+    assert disjoint(high, low)
+    assert not disjoint(low, middle)  # they touch
+    assert not disjoint(low, low)
