@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import click
 import typer
 
 from analysis.requests import AlignRequest, AttackRequest, IdentifyRequest, parse_request
@@ -15,7 +14,6 @@ app = typer.Typer(
     name="safeneuron",
     help="Find the MLP neurons a model's refusals hang on, attack them, and train it to stand "
     "without them.",
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -404,18 +402,21 @@ def demo(
         _print_attacks([(done.model, done.result)])
         terminal.say(f"report: {done.report}")
     if serve_after:
-        serve(port=port)
+        serve(port=port, address="127.0.0.1", with_worker=True)
 
 
 @app.command()
 def serve(
     port: Annotated[int, typer.Option()] = 8501,
     address: Annotated[str, typer.Option(help="0.0.0.0 opens it to the network.")] = "127.0.0.1",
+    with_worker: Annotated[
+        bool, typer.Option("--worker/--no-worker", help="Run queued jobs here too.")
+    ] = True,
 ) -> None:
     """Start the dashboard and its worker; Ctrl-C stops both."""
     from app.serve import serve as run
 
-    raise typer.Exit(run(port, address))
+    raise typer.Exit(run(port, address, with_worker))
 
 
 @app.command()
@@ -433,10 +434,11 @@ def main() -> None:
     except SafeNeuronError as error:
         terminal.note("safeneuron: " + " ".join(str(error).split()))
         sys.exit(2)
-    except click.UsageError as error:
-        terminal.note("safeneuron: " + " ".join(error.format_message().split()))
+    except typer.TyperException as error:
+        message = getattr(error, "format_message", error.__str__)()
+        terminal.note("safeneuron: " + " ".join(message.removeprefix("Value error, ").split()))
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         terminal.note("safeneuron: stopped")
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)

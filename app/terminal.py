@@ -17,10 +17,12 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from toolkit.progress import Progress
 
-OUT = Console(soft_wrap=True, highlight=False)
+# Into a file or a pipe, tables are as wide as they like.
+OUT = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
 ERR = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
@@ -40,13 +42,14 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; the first column is left-aligned, the others right."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    """Print a table; columns of figures are right-aligned, columns of words left."""
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
     for place, name in enumerate(columns):
-        table.add_column(name, justify="left" if place == 0 else "right", no_wrap=place == 0)
+        figures = all(str(row[place])[:1].isdigit() for row in rows)
+        table.add_column(name, justify="right" if figures else "left", no_wrap=place == 0)
     for row in rows:
-        table.add_row(*[str(cell) for cell in row])
-    OUT.print(table, markup=False)
+        table.add_row(*[Text(str(cell)) for cell in row])
+    OUT.print(table)
 
 
 @contextmanager

@@ -114,7 +114,6 @@ def train_lora(
             seed=settings.seed,
             max_length=None,
             dataloader_pin_memory=False,
-            train_sampling_strategy="group_by_length",
         )
         trainer = SFTTrainer(
             model=loaded.model,

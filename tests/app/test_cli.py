@@ -1,0 +1,207 @@
+"""The command line on tiny models, and every bad input in one line with exit code 2."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from app.cli import main
+from tests.tiny import HARMFUL, HARMLESS, save_tiny
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["safeneuron", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        shown = capsys.readouterr()
+        code = stop.value.code
+        assert isinstance(code, int)
+        return code, shown.out, shown.err
+
+    return call
+
+
+@pytest.fixture
+def prompt_files(tmp_path: Path) -> dict[str, Path]:
+    files = {"harmful": tmp_path / "harmful.txt", "harmless": tmp_path / "harmless.txt"}
+    files["harmful"].write_text("\n".join(HARMFUL), "utf-8")
+    files["harmless"].write_text("\n".join(HARMLESS), "utf-8")
+    return files
+
+
+@pytest.fixture
+def sides(prompt_files: dict[str, Path]) -> list[object]:
+    return ["--harmful", prompt_files["harmful"], "--harmless", prompt_files["harmless"]]
+
+
+@pytest.fixture
+def mask(run: Run, tiny_llama: Path, sides: list[object], tmp_path: Path) -> Path:
+    path = tmp_path / "mask.json"
+    code, _, _ = run("identify", tiny_llama, "-o", path, *sides, "--top", "0.1")
+    assert code == 0
+    return path
+
+
+def one_line(result: tuple[int, str, str]) -> str:
+    code, out, err = result
+    lines = err.strip().splitlines()
+    assert code == 2
+    assert out == ""
+    assert len(lines) == 1, err
+    assert lines[0].startswith("safeneuron: ")
+    return lines[0]
+
+
+def test_identify_attack_compare(
+    run: Run, tiny_llama: Path, mask: Path, sides: list[object], tmp_path: Path
+) -> None:
+    schema = json.loads(run("schema")[1])
+    written = json.loads(mask.read_text("utf-8"))
+    jsonschema.validate(written, schema)
+    # 10 % of 192 neurons, in two lists as long as keep their union within it.
+    assert 10 <= written["count"] <= 19
+
+    code, out, _ = run("identify", tiny_llama, *sides, "--top", "0.1", "--json")
+    assert code == 0
+    assert json.loads(out)["reused"] is True
+
+    attack = tmp_path / "attack.json"
+    arguments = ["--mask", mask, *sides, "--max-new-tokens", 4, "--seeds", 2, "-o", attack]
+    code, out, _ = run("attack", tiny_llama, *arguments, "--json")
+    assert code == 0
+    table = json.loads(out)["table"]
+    harmful = {r["setting"]: r for r in table if r["side"] == "harmful" and r["seed"] is None}
+    assert set(harmful) == {"ORI", "ES", "SAS", "FULL", "RANDOM"}
+    assert harmful["ORI"]["neurons"] == 0
+    assert harmful["FULL"]["neurons"] == harmful["RANDOM"]["neurons"] == written["count"]
+    assert all(r["n"] == len(HARMFUL) for r in harmful.values())
+
+    stored = json.loads(attack.read_text("utf-8"))
+    assert all(answer["response"] is None for answer in stored["answers"])
+    code, out, _ = run("compare", attack, attack)
+    assert code == 0
+    assert out.count("FULL") >= 4
+
+
+def test_a_second_identify_loads_no_model(
+    run: Run, tiny_llama: Path, mask: Path, sides: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("toolkit.models.load.load_weights", refuse)
+    code, out, _ = run("identify", tiny_llama, *sides, "--method", "sas", "--top", "0.1", "--json")
+    assert code == 0
+    assert json.loads(out)["reused"] is True
+
+
+def test_empty_store_and_listings(run: Run) -> None:
+    code, out, _ = run("cache")
+    assert code == 0
+    assert "safeneuron demo" in out
+    names = {row["name"] for row in json.loads(run("prompts", "--json")[1])}
+    assert {"harmless", "strongreject", "advbench"} <= names
+    embedded = json.loads(run("models", "--json")[1])
+    assert [row["name"] for row in embedded] == ["smollm2-135m-instruct", "smollm2-135m-aligned"]
+
+
+@pytest.mark.parametrize("model", ["nosuch", "./nosuch", "../a/b/c", "nosuch.gguf"])
+def test_no_such_model(run: Run, sides: list[object], model: str) -> None:
+    assert "no model" in one_line(run("identify", model, *sides))
+
+
+def test_no_network_for_a_hub_name(run: Run, sides: list[object]) -> None:
+    line = one_line(run("identify", "nobody/no-such-model", *sides))
+    assert "nobody/no-such-model" in line
+
+
+def test_unsupported_architecture(run: Run, sides: list[object], tmp_path: Path) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    from tests.tiny import tiny_tokenizer
+
+    folder = tmp_path / "mamba"
+    config = MambaConfig(vocab_size=600, hidden_size=16, num_hidden_layers=2, state_size=4)
+    MambaForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    assert "not supported" in one_line(run("identify", folder, *sides))
+
+
+def test_a_folder_without_a_model(run: Run, sides: list[object], tmp_path: Path) -> None:
+    assert "config.json" in one_line(run("identify", tmp_path, *sides))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "no prompts"),
+        (b"\n\n", "no prompts"),
+        (b"only one\n", "at least two"),
+        (b"caf\xe9 one\ncaf\xe9 two\n", "UTF-8"),
+    ],
+)
+def test_bad_prompt_files(
+    run: Run, tiny_llama: Path, tmp_path: Path, content: bytes, expected: str
+) -> None:
+    path = tmp_path / "bad.txt"
+    path.write_bytes(content)
+    assert expected in one_line(run("identify", tiny_llama, "--harmful", path))
+
+
+@pytest.mark.parametrize("share", ["0", "1.5", "-0.1", "1", "nan"])
+def test_bad_shares(run: Run, tiny_llama: Path, sides: list[object], share: str) -> None:
+    assert "--top" in one_line(run("identify", tiny_llama, *sides, "--top", share))
+
+
+def test_bad_masks(
+    run: Run, tiny_llama: Path, mask: Path, sides: list[object], tmp_path: Path
+) -> None:
+    good = json.loads(mask.read_text("utf-8"))
+    other = save_tiny(tmp_path / "other", seed=1)
+    bad = tmp_path / "bad.json"
+
+    def attack(text: str, model: Path = tiny_llama) -> str:
+        bad.write_text(text, "utf-8")
+        return one_line(run("attack", model, "--mask", bad, *sides))
+
+    assert "not JSON" in attack("{")
+    assert "schema" in attack(json.dumps(good | {"schema": "someone.else/7"}))
+    far = good | {"neurons": {"0": [64]}, "parts": {}, "count": 1, "fraction": 1 / 192}
+    assert "out of range" in attack(json.dumps(far))
+    assert "another model" in attack(json.dumps(good), other)
+    bad.unlink()
+    assert "cannot read the mask" in one_line(run("attack", tiny_llama, "--mask", bad, *sides))
+
+
+def test_unknown_words(run: Run, tiny_llama: Path) -> None:
+    assert "frobnicate" in one_line(run("frobnicate"))
+    assert "middle" in one_line(run("identify", tiny_llama, "--position", "middle"))
+    assert "LOUD" in one_line(run("attack", tiny_llama, "--mask", "m", "--settings", "ori,loud"))
+
+
+def test_unwritable_output_before_any_work(
+    run: Run, tiny_llama: Path, sides: list[object], tmp_path: Path, own_home: Path
+) -> None:
+    blocked = tmp_path / "a-file"
+    blocked.write_text("in the way", "utf-8")
+    target = blocked / "mask.json"
+    assert "cannot write" in one_line(run("identify", tiny_llama, *sides, "-o", target))
+    assert not (own_home / "store").exists()
+    if os.geteuid() != 0:  # root may write anywhere
+        closed = tmp_path / "closed"
+        closed.mkdir(mode=0o555)
+        assert "cannot write" in one_line(run("identify", tiny_llama, *sides, "-o", closed / "m"))
+
+
+def test_nothing_is_half_written(run: Run, tiny_llama: Path, tmp_path: Path) -> None:
+    output = tmp_path / "mask.json"
+    one_line(run("identify", tiny_llama, "--harmful", tmp_path / "gone.txt", "-o", output))
+    assert not output.exists()
+    assert not list(tmp_path.glob(".mask*"))
