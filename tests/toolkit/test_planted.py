@@ -101,10 +101,8 @@ def test_all_planted_neurons_are_found(
     for method in METHODS:
         found = select(table, PLANTED.widths, Selection(method, top=20 / 192))
         assert found == PLANTED, method
-    # The paper's thresholds find all of them too; the gap to the rest is wide.
-    assert PLANTED - select(table, PLANTED.widths, Selection("es", tau_es=2)) == (
-        NeuronSet.empty(PLANTED.widths)
-    )
+        # The paper's thresholds, 2 and 2, find the same.
+        assert select(table, PLANTED.widths, Selection(method)) == PLANTED, method
     mask = np.concatenate(PLANTED.masks())
     scores = table["es"].to_numpy()
     assert scores[mask].min() > 3 * scores[~mask].max()
@@ -114,6 +112,4 @@ def test_nothing_is_found_where_nothing_was_planted(planted: LoadedModel) -> Non
     runner = make_backend("torch", planted)
     sides = [capture_moments(planted, runner, prompts(HARMLESS_WORD, s), "mean") for s in (0, 1)]
     table = score_table(*sides)
-    assert len(select(table, PLANTED.widths, Selection("es", tau_es=2))) == 0
-    top = select(table, PLANTED.widths, Selection("es", top=20 / 192))
-    assert len(top & PLANTED) == 0  # they are silent on both sides
+    assert len(select(table, PLANTED.widths, Selection("es"))) == 0
