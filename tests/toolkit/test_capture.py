@@ -237,7 +237,7 @@ def fakes() -> Iterator[tuple[list[Tensor], str]]:
     for value in (float("nan"), float("inf"), float("-inf")):
         bad = good.clone()
         bad[7] = value
-        yield [good, bad, good], "not finite"
+        yield [good, bad, good], "layer 1 are not finite"
 
 
 @pytest.mark.parametrize("position", POSITIONS)

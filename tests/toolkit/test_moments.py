@@ -70,3 +70,13 @@ def test_none_and_one() -> None:
     assert one.mean.tolist() == [3.0, 4.0]
     assert np.isnan(one.variance).all()
     assert Moments.of(np.empty((0, 2))).count == 0
+
+
+def test_split_is_by_layer() -> None:
+    x = np.random.default_rng(0).normal(size=(9, 7))
+    layers = Moments.of(x).split([2, 0, 5])
+    assert [len(layer.mean) for layer in layers] == [2, 0, 5]
+    for layer, part in zip(layers, (x[:, :2], x[:, :0], x[:, 2:]), strict=True):
+        assert layer.count == 9
+        np.testing.assert_allclose(layer.mean, part.mean(axis=0))
+        np.testing.assert_allclose(layer.variance, part.var(axis=0, ddof=1))

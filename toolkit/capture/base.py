@@ -7,9 +7,11 @@ that the three backends see the same numbers.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -70,6 +72,17 @@ class Batch:
     attention: Tensor
     own: Tensor
     rows: list[int]
+
+    @cached_property
+    def spans(self) -> list[slice | Tensor]:
+        """For each row its own tokens: a slice where they are in one piece, else indices."""
+        found: list[slice | Tensor] = []
+        for own in self.own.cpu():
+            tokens = own.nonzero()[:, 0]
+            first, last = int(tokens[0]), int(tokens[-1])
+            whole = last - first + 1 == len(tokens)
+            found.append(slice(first, last + 1) if whole else tokens.to(self.own.device))
+        return found
 
     def to(self, device: torch.device) -> "Batch":
         """The same on another device."""
@@ -157,9 +170,54 @@ def pool(activations: Tensor, batch: Batch, position: Position) -> Tensor:
         weights = batch.own.to(activations.dtype)
         summed = torch.bmm(weights[:, None], activations)[:, 0]
         return summed / weights.sum(dim=1, keepdim=True)
-    return torch.stack(
-        [row[own].amax(dim=0) for row, own in zip(activations, batch.own, strict=True)]
-    )
+    # A slice is a view: only the maxima are written.
+    rows = zip(activations, batch.spans, strict=True)
+    return torch.stack([row[span].amax(dim=0) for row, span in rows])
+
+
+def pooled_activations(
+    backend: CaptureBackend, batch: Batch, position: Position, widths: Sequence[int]
+) -> npt.NDArray[np.float64]:
+    """Run one batch: ``[batch, neurons]``, the layers one after the other.
+
+    Each layer is pooled as it comes, while its activations are there; the small pooled
+    vectors leave the device together.
+
+    Args:
+        backend: runs the model.
+        batch: on the model's device.
+        position: how tokens become one vector.
+        widths: neurons in each layer.
+
+    Raises:
+        SafeNeuronError: a layer of another width, missing or given twice, or activations
+            that are not finite.
+    """
+    pooled: dict[int, Tensor] = {}
+
+    def sink(layer: int, activations: Tensor) -> None:
+        if layer in pooled or activations.shape != (*batch.ids.shape, widths[layer]):
+            raise SafeNeuronError(
+                f"backend {backend.name}: layer {layer} gave {tuple(activations.shape)}, "
+                f"expected {(*batch.ids.shape, widths[layer])} once; run 'safeneuron doctor'"
+            )
+        pooled[layer] = pool(activations, batch, position)
+
+    backend.run(batch, sink)
+    if len(pooled) != len(widths):
+        raise SafeNeuronError(
+            f"backend {backend.name} gave {len(pooled)} of {len(widths)} layers; "
+            "run 'safeneuron doctor'"
+        )
+    values = torch.cat([pooled[layer] for layer in range(len(widths))], dim=1)
+    flat: npt.NDArray[np.float64] = values.double().cpu().numpy()
+    if not np.isfinite(flat).all():
+        neuron = int(np.flatnonzero(~np.isfinite(flat).all(axis=0))[0])
+        layer = int(np.searchsorted(np.cumsum(widths), neuron, side="right"))
+        raise SafeNeuronError(
+            f"activations of layer {layer} are not finite; load the model in float32"
+        )
+    return flat
 
 
 def capture_moments(
@@ -172,8 +230,8 @@ def capture_moments(
 ) -> list[Moments]:
     """Moments of every neuron over a prompt set.
 
-    Memory does not grow with the number of prompts: each layer of each batch is pooled,
-    folded into its moments and let go before the next layer runs.
+    Memory does not grow with the number of prompts: each layer is pooled as it runs, and
+    each batch is folded into the moments and let go.
 
     Args:
         loaded: the model, for its tokenizer and layout.
@@ -195,34 +253,11 @@ def capture_moments(
             f"{len(texts)} prompt is too few for a variance; give at least two on each side"
         )
     widths = loaded.layout.widths
-    moments = [Moments.zero(width) for width in widths]
+    moments = Moments.zero(sum(widths))
     rendered = [render(loaded.tokenizer, text) for text in texts]
     for batch in batches(rendered, batch_size, loaded.tokenizer.pad_token_id):
-        placed = batch.to(loaded.device)
-        seen: set[int] = set()
-
-        def sink(
-            layer: int, activations: Tensor, placed: Batch = placed, seen: set[int] = seen
-        ) -> None:
-            if activations.shape != (*placed.ids.shape, widths[layer]):
-                raise SafeNeuronError(
-                    f"backend {backend.name}: layer {layer} gave {tuple(activations.shape)}, "
-                    f"expected {(*placed.ids.shape, widths[layer])}; run 'safeneuron doctor'"
-                )
-            pooled = pool(activations, placed, position).double().cpu().numpy()
-            if not np.isfinite(pooled).all():
-                raise SafeNeuronError(
-                    f"layer {layer}: activations are not finite; load the model in float32"
-                )
-            moments[layer] = moments[layer].merge(Moments.of(pooled))
-            seen.add(layer)
-
-        backend.run(placed, sink)
-        if len(seen) != len(widths):
-            raise SafeNeuronError(
-                f"backend {backend.name} gave {len(seen)} of {len(widths)} layers; "
-                "run 'safeneuron doctor'"
-            )
+        values = pooled_activations(backend, batch.to(loaded.device), position, widths)
+        moments = moments.merge(Moments.of(values))
         if on_prompts is not None:
             on_prompts(len(batch.rows))
-    return moments
+    return moments.split(widths)

@@ -49,6 +49,12 @@ class Moments:
         m2 = self.m2 + other.m2 + np.square(delta) * (self.count * other.count / count)
         return Moments(count, mean, m2)
 
+    def split(self, widths: Sequence[int]) -> list[Moments]:
+        """Cut into layers of these widths, which stood one after the other."""
+        cuts = np.cumsum(widths)[:-1]
+        pieces = zip(np.split(self.mean, cuts), np.split(self.m2, cuts), strict=True)
+        return [Moments(self.count, mean, m2) for mean, m2 in pieces]
+
     @property
     def variance(self) -> Vector:
         """Unbiased variance, ``[width]``; NaN for fewer than two prompts."""
