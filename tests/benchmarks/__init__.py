@@ -1,0 +1,1 @@
+"""Measurements, run by hand: time and memory against the targets."""
