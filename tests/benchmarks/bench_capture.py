@@ -123,8 +123,17 @@ def child(model: str, count: int, backend: str, batch_size: int) -> None:
     """Capture ``count`` prompts and print this process's peak."""
     loaded = load_model(model, device="cpu")
     capture_moments(loaded, make_backend(backend, loaded), prompts(count), "mean", batch_size)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    sys.stdout.write(json.dumps({"peak_kb": peak}) + "\n")
+    sys.stdout.write(json.dumps({"peak_kb": peak_kb()}) + "\n")
+
+
+def peak_kb() -> int:
+    """Peak resident kilobytes of this process alone."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not ru_maxrss: Linux lets a child start from its parent's peak.
+        line = next(row for row in status.read_text().splitlines() if row.startswith("VmHWM"))
+        return int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def measure(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
@@ -152,7 +161,7 @@ def measure(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
     }
     for name in arguments.backends:
         backend = make_backend(name, loaded)
-        for position in get_args(Position):
+        for position in () if arguments.no_time else get_args(Position):
             row = time_ratio(loaded, backend, position, found, arguments.repeats)
             result["time"].setdefault(name, {})[position] = row
             say(f"{name:16} {position:5} capture / bare forward = {row['ratio']:.3f}")
@@ -183,6 +192,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default=None)
     parser.add_argument("--memory", type=int, nargs="*", default=[400, 4000], metavar="N")
+    parser.add_argument("--no-time", action="store_true", help="measure memory alone")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -63,12 +63,19 @@ class TransformerLensBackend:
 
     def run(self, batch: Batch, sink: LayerSink) -> None:
         """Run ``batch`` and hand each layer's activations to ``sink``."""
+        from transformer_lens.model_bridge.exceptions import StopAtLayerException
+
+        final = len(self._points) - 1
         hooks = []
         for layer, point in enumerate(self._points):
 
             def hook(activations: Tensor, hook: Any, layer: int = layer) -> None:
                 # OPT flattens batch and tokens into one dimension; the rest keep both.
                 sink(layer, activations.reshape(*batch.ids.shape, -1))
+                if layer == final:
+                    # The bridge's own way to end a pass early. What is left is the
+                    # unembedding, a fifth of a small model's work.
+                    raise StopAtLayerException(activations)
 
             hooks.append((point, hook))
         with torch.inference_mode(), self._bridge.hooks(fwd_hooks=hooks):
