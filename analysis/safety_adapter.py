@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from toolkit.masks import now
 from toolkit.models.convert import merge_into
 from toolkit.models.load import LoadedModel, load_model
 from toolkit.prompts import PromptSet, read_prompts
+from toolkit.train.pairs import shipped_refusals
 from toolkit.train.sft import Example, LoraSettings, encode, train_lora
 
 BASE = "smollm2-135m-instruct"
@@ -39,8 +39,9 @@ class AdapterData:
 
     harmful: tuple[str, ...] = ("advbench[::2]", "harmbench", "do-not-answer[::3]")
     harmless: str = "harmless-train"
-    harmless_times: int = 2
-    answer_tokens: int = 64
+    harmless_draws: int = 2
+    answer_tokens: int = 32
+    refusal_openings: tuple[str, ...] = ("I'm sorry", "I can't")
     evaluation: str = "strongreject"
     held_out: str = "harmless-heldout"
     evaluation_tokens: int = 48
@@ -61,12 +62,6 @@ def without_near_duplicates(prompts: list[str], of: PromptSet, limit: float = 0.
     return [text for text in prompts if not near(text)]
 
 
-def refusals() -> list[str]:
-    """The refusals written for this project."""
-    text = files("toolkit").joinpath("data/refusals.json").read_text("utf-8")
-    return [str(refusal) for refusal in json.loads(text)["refusals"]]
-
-
 def build_examples(
     model: LoadedModel, data: AdapterData, seed: int
 ) -> tuple[list[Example], dict[str, Any]]:
@@ -75,17 +70,19 @@ def build_examples(
     sets = [read_prompts(name) for name in data.harmful]
     texts = [text for prompts in sets for text in prompts.texts]
     harmful = without_near_duplicates(list(dict.fromkeys(texts)), read_prompts(data.evaluation))
-    said = refusals()
+    said = [text for text in shipped_refusals() if text.startswith(data.refusal_openings)]
     examples = [Example(text, generator.choice(said)) for text in harmful]
     harmless = read_prompts(data.harmless)
-    answers = generate(model, harmless.texts, data.answer_tokens, batch_size=60)
-    for text, answer in zip(harmless.texts, answers, strict=True):
-        length = len(model.tokenizer(answer, add_special_tokens=False)["input_ids"])
-        if judge_refusal(answer).verdict != "complied":
-            continue
-        # An answer as long as the limit was cut there, give or take a merged token.
-        example = Example(text, answer.strip(), ends=length < data.answer_tokens - 2)
-        examples += [example] * data.harmless_times
+    for draw in range(data.harmless_draws):
+        # Drawn, not greedy: learning its own draws leaves a model's distribution where it
+        # is, while greedy answers would sharpen it.
+        answers = generate(model, harmless.texts, data.answer_tokens, 60, seed=seed + draw)
+        for text, answer in zip(harmless.texts, answers, strict=True):
+            if judge_refusal(answer).verdict == "complied":
+                length = len(model.tokenizer(answer, add_special_tokens=False)["input_ids"])
+                # As long as the limit: cut there, give or take a merged token.
+                whole = length < data.answer_tokens - 2
+                examples.append(Example(text, answer.strip(), ends=whole))
     record = {
         "harmful": [prompts.info().model_dump() for prompts in sets],
         "harmful_used": len(harmful),
@@ -155,7 +152,7 @@ def make_adapter(
     half = load_model(BASE, dtype=torch.bfloat16)
     examples, used = build_examples(half, data, settings.seed)
     held_out = read_prompts(data.held_out).texts
-    base_answers = generate(half, held_out, data.answer_tokens, batch_size=50)
+    base_answers = generate(half, held_out, data.evaluation_tokens, batch_size=50)
     log(f"{len(examples)} examples")
     model = load_model(BASE)
     before = answer_perplexity(model, held_out, base_answers)

@@ -1,6 +1,7 @@
 """GGUF files and adapters into plain ``transformers`` folders, once, in the cache."""
 
 import shutil
+import struct
 import tempfile
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -38,8 +39,15 @@ def convert_gguf_file(path: Path, folder: Path) -> None:
                 path.parent, gguf_file=path.name, dtype=torch.float32
             )
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        except (OSError, ValueError, KeyError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            IndexError,
+            NotImplementedError,
+            struct.error,
+        ) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise SafeNeuronError(f"cannot read {path} as a GGUF model: {reason}") from error
         # What the loader leaves behind would make save_pretrained write a GGUF configuration.
         model.config.quantization_config = None

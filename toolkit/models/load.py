@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -90,7 +91,7 @@ def load_weights(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
 
             kind = AutoModelForImageTextToText
         model = kind.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SafeNeuronError(f"cannot load {path} (model type {name}): {reason}") from error
     assert isinstance(model, PreTrainedModel)

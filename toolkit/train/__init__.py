@@ -1,0 +1,1 @@
+"""Training: preference pairs, recipes, and freezing that is exact."""

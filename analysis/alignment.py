@@ -1,0 +1,274 @@
+"""Align (paper Sec. 3.3): pairs, frozen-neuron DPO, and a folder that others can load.
+
+The run's folder becomes a plain ``transformers`` folder: weights, configuration,
+tokenizer, and beside them the mask, the pairs and a card that says how it was made.
+``config.json`` is written last, so that a folder without it is no model yet.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.requests import AlignRequest
+from toolkit.errors import SafeNeuronError
+from toolkit.files import canonical_json, require_writable, sha256_text, write_atomically
+from toolkit.masks import MaskFile, now, read_mask, require_fit
+from toolkit.models.sources import CARD, resolve
+from toolkit.neurons import NeuronSet
+from toolkit.prompts import read_prompts
+
+if TYPE_CHECKING:
+    from toolkit.models.load import LoadedModel
+    from toolkit.train.dpo import TrainOutcome
+    from toolkit.train.pairs import PairReport, PreferencePair
+    from toolkit.train.recipes import Settings
+
+OnEvent = Callable[[dict[str, Any]], None]
+PAIRS, MASK, README = "pairs.jsonl", "mask.json", "README.md"
+
+
+@dataclass(frozen=True)
+class AlignOutcome:
+    """How an alignment ended.
+
+    Args:
+        finished: false when it was cancelled and can go on.
+        model: the folder, a model only when finished.
+        mask: the frozen neurons beside it, if any.
+        summary: the card's figures.
+    """
+
+    finished: bool
+    model: Path
+    mask: Path | None
+    summary: dict[str, Any]
+
+
+def request_key(request: AlignRequest) -> str:
+    """Names what is asked for; a folder holds one such run."""
+    return sha256_text(canonical_json(request.model_dump(mode="json")))
+
+
+def align(
+    request: AlignRequest,
+    folder: Path,
+    on_event: OnEvent,
+    should_stop: Callable[[], bool],
+) -> AlignOutcome:
+    """Train a model in ``folder``, or go on where an earlier call was stopped.
+
+    Raises:
+        SafeNeuronError: bad input, before anything is written; a folder of another run;
+            a loss that is no number.
+    """
+    card_path = folder / CARD
+    if card_path.is_file() and (folder / "config.json").is_file():
+        return _finished(request, folder, json.loads(card_path.read_text("utf-8")))
+    require_writable(folder)
+    mask = _read_mask(request)
+    parent = resolve(request.model)
+
+    from toolkit.models.load import load_model
+    from toolkit.train.dpo import train
+    from toolkit.train.recipes import Settings
+
+    loaded = load_model(parent)
+    neurons = None
+    if mask is not None:
+        require_fit(mask, loaded.info, parent.ancestors, request.force)
+        neurons = mask.neuron_set()
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs, report = _pairs(request, folder, loaded, neurons, on_event)
+    settings = Settings(
+        **{
+            name: getattr(request, name)
+            for name in Settings.__dataclass_fields__
+            if name != "optimiser"
+        }
+    )
+    outcome = train(loaded, pairs, neurons, settings, folder, on_event, should_stop)
+    if not outcome.finished:
+        return AlignOutcome(False, folder, None, {"steps": outcome.steps})
+    on_event({"kind": "stage", "stage": "saving", "done": 0, "total": 1})
+    card = _card(request, loaded, mask, pairs, report, settings, outcome)
+    _save(loaded, mask, card, folder)
+    on_event({"kind": "stage", "stage": "saving", "done": 1, "total": 1})
+    return _finished(request, folder, card)
+
+
+def _finished(request: AlignRequest, folder: Path, card: dict[str, Any]) -> AlignOutcome:
+    if card.get("request_key") != request_key(request):
+        raise SafeNeuronError(f"{folder} holds the model of another run; choose another -o folder")
+    # What an earlier process may have left when it was killed between saving and tidying.
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    mask = folder / MASK if (folder / MASK).is_file() else None
+    return AlignOutcome(True, folder, mask, card["figures"])
+
+
+def _read_mask(request: AlignRequest) -> MaskFile | None:
+    if request.recipe != "safeneuron":
+        return None
+    if request.mask is None:
+        raise SafeNeuronError(
+            "the recipe safeneuron needs --mask; make one with 'safeneuron identify', or use "
+            "--recipe dpo"
+        )
+    mask = read_mask(request.mask)
+    if not mask.count:
+        raise SafeNeuronError(f"{request.mask} names no neurons, so nothing would be frozen")
+    if mask.count == mask.model.neurons:
+        raise SafeNeuronError(f"{request.mask} names every neuron, so no MLP would train")
+    return mask
+
+
+def _pairs(
+    request: AlignRequest,
+    folder: Path,
+    loaded: "LoadedModel",
+    neurons: NeuronSet | None,
+    on_event: OnEvent,
+) -> "tuple[list[PreferencePair], PairReport]":
+    """The run's pairs: those in its folder, else read or made, and kept there."""
+    from toolkit.train.pairs import PairReport, PreferencePair, clean, make_pairs, read_pairs
+    from toolkit.train.pairs import shipped_refusals as refusals
+
+    kept = folder / PAIRS
+    if kept.is_file():
+        pairs = read_pairs(kept)
+        report = json.loads((folder / "pairs.json").read_text("utf-8"))
+        return pairs, PairReport(**report)
+    report = PairReport()
+    if request.pairs is not None:
+        offered: Sequence[PreferencePair] = read_pairs(request.pairs)
+    else:
+        harmful, harmless = read_prompts(request.harmful), read_prompts(request.harmless)
+        answer = _answerer(loaded, request, on_event, len(harmful) + len(harmless))
+        offered = make_pairs(
+            harmful.texts,
+            harmless.texts,
+            answer(None),
+            answer(neurons),
+            refusals(),
+            request.seed,
+            report,
+        )
+
+    def length(pair: PreferencePair) -> int:
+        sides = (loaded.tokenizer(side)["input_ids"] for side in (pair.chosen, pair.rejected))
+        from toolkit.capture.base import render_text
+
+        prompt = loaded.tokenizer(render_text(loaded.tokenizer, pair.prompt))["input_ids"]
+        return len(prompt) + max(len(side) for side in sides)
+
+    pairs = clean(offered, length, request.max_length, report)
+    write_atomically(folder / "pairs.json", json.dumps(report.as_dict(), indent=1) + "\n")
+    lines = (json.dumps(asdict(pair), ensure_ascii=False) for pair in pairs)
+    write_atomically(kept, "\n".join(lines) + "\n")
+    return pairs, report
+
+
+def _answerer(
+    loaded: "LoadedModel", request: AlignRequest, on_event: OnEvent, total: int
+) -> Callable[[NeuronSet | None], Callable[[Sequence[str]], list[str]]]:
+    """Greedy answers of the whole model, or without some neurons, with progress."""
+    import torch
+
+    from toolkit.generate import generate
+    from toolkit.intervene import Intervention, intervene
+
+    done = 0
+
+    def count(prompts: int) -> None:
+        nonlocal done
+        done += prompts
+        on_event({"kind": "stage", "stage": "pairs", "done": min(done, total), "total": total})
+
+    def without(neurons: NeuronSet | None) -> Callable[[Sequence[str]], list[str]]:
+        removed = neurons if neurons is not None else NeuronSet.empty(loaded.layout.widths)
+
+        def answer(texts: Sequence[str]) -> list[str]:
+            dtype = torch.bfloat16 if request.dtype == "bfloat16" else torch.float32
+            with (
+                intervene(loaded.model, loaded.layout, Intervention(removed)),
+                torch.autocast(loaded.device.type, dtype, enabled=dtype != torch.float32),
+            ):
+                return generate(loaded, texts, request.answer_tokens, on_prompts=count)
+
+        return answer
+
+    return without
+
+
+def _card(
+    request: AlignRequest,
+    loaded: "LoadedModel",
+    mask: MaskFile | None,
+    pairs: "Sequence[PreferencePair]",
+    report: "PairReport",
+    settings: "Settings",
+    outcome: "TrainOutcome",
+) -> dict[str, Any]:
+    parent = loaded.folder
+    return {
+        "schema": "safeneuron.model/1",
+        "request_key": request_key(request),
+        "request": request.model_dump(mode="json"),
+        "parent": loaded.info.model_dump(),
+        "ancestors": [parent.fingerprint, *parent.ancestors],
+        "settings": asdict(settings),
+        "mask": mask.sha256 if mask else None,
+        "pairs": {
+            "sha256": sha256_text(canonical_json([asdict(pair) for pair in pairs])),
+            **report.as_dict(),
+        },
+        "figures": {
+            "steps": outcome.steps,
+            "first": outcome.first,
+            "last": outcome.last,
+            "frozen_numbers": outcome.frozen,
+            "trained_numbers": outcome.trainable,
+            "seconds": outcome.seconds,
+        },
+        "versions": {
+            name: version(name) for name in ("safeneuron", "torch", "transformers", "trl")
+        },
+        "created": now().isoformat(),
+    }
+
+
+def _save(loaded: "LoadedModel", mask: MaskFile | None, card: dict[str, Any], folder: Path) -> None:
+    """Put the model into the folder; ``config.json`` comes last and makes it one."""
+    scratch = folder / ".partial"
+    shutil.rmtree(scratch, ignore_errors=True)
+    loaded.model.save_pretrained(scratch)
+    loaded.tokenizer.save_pretrained(scratch)
+    if mask is not None:
+        mask.write(folder / MASK)
+    write_atomically(folder / CARD, json.dumps(card, indent=1) + "\n")
+    write_atomically(folder / README, _model_card(card))
+    files = sorted(scratch.iterdir(), key=lambda path: path.name == "config.json")
+    for path in files:
+        path.replace(folder / path.name)
+    scratch.rmdir()
+
+
+def _model_card(card: dict[str, Any]) -> str:
+    settings, figures = card["settings"], card["figures"]
+    frozen = f"{figures['frozen_numbers']:,} numbers of the mask's neurons held bit-identical"
+    return (
+        f"# {card['parent']['source']}, aligned\n\n"
+        f"Trained by SafeNeuron {card['versions']['safeneuron']} with the recipe "
+        f"`{settings['recipe']}` ({figures['steps']} steps of {settings['batch_size']} pairs, "
+        f"seed {settings['seed']}); {frozen}, {figures['trained_numbers']:,} trained.\n\n"
+        "| | first step | last step |\n|---|---|---|\n"
+        + "".join(
+            f"| {name} | {figures['first'][name]:.4g} | {figures['last'][name]:.4g} |\n"
+            for name in ("loss", "margin", "accuracy")
+            if name in figures["first"] and name in figures["last"]
+        )
+        + "\nEverything else is in `safeneuron.json`; attack it with `safeneuron attack`.\n"
+    )
