@@ -1,0 +1,1 @@
+"""Jobs: work that outlives the page or the terminal that asked for it."""

@@ -1,0 +1,245 @@
+"""Jobs as real processes: their states, their events, and what a kill leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.requests import AlignRequest, IdentifyRequest
+from app.jobs import folder as jobs
+from app.jobs import queue
+from app.jobs.folder import Job, append_event, cancel, create, events, list_jobs, read_job, state_of
+from app.launch import run_to_end
+from tests.tiny import HARMFUL, HARMLESS
+from toolkit.errors import SafeNeuronError
+from toolkit.masks import read_mask
+
+REQUEST = IdentifyRequest(model="a-model")
+# The job process with the work replaced: it counts to the request's batch size, slowly.
+FAKE = """
+import sys, time
+import app.jobs.run as run
+from toolkit.errors import SafeNeuronError
+
+def work(running):
+    total = running.job.request["batch_size"]
+    if running.job.request["model"] == "bad":
+        raise SafeNeuronError("no model\\n 'bad'; give another")
+    if running.job.request["model"] == "broken":
+        raise ZeroDivisionError("by nought")
+    for done in range(total + 1):
+        running.progress("count", done, total)
+        time.sleep(0.05)
+    return {"counted": total}
+
+run.work = work
+run.main()
+"""
+
+
+def spawn(job: Job) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-c", FAKE, str(job.folder)]
+    return subprocess.Popen(command, start_new_session=True)
+
+
+def fake(model: str = "good", count: int = 4) -> IdentifyRequest:
+    return IdentifyRequest(model=model, batch_size=count)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+def test_the_same_unfinished_request_is_one_job() -> None:
+    first = create("identify", REQUEST)
+    assert create("identify", REQUEST).id == first.id
+    other = create("identify", REQUEST.model_copy(update={"batch_size": 3}))
+    assert other.id != first.id
+    assert {job.id for job in list_jobs()} == {first.id, other.id}
+    assert cancel(first).state == "cancelled"
+    assert create("identify", REQUEST).id not in {first.id, other.id}
+
+
+def test_a_job_is_read_as_it_was_asked() -> None:
+    made = create("identify", REQUEST)
+    read = read_job(made.id)
+    assert (read.verb, read.request) == ("identify", REQUEST.model_dump(mode="json"))
+    assert read.created == made.created
+    assert state_of(read).state == "queued"
+
+
+@pytest.mark.parametrize("name", ["../../etc", "x", "20260101-000000-align-abcdef/..", ""])
+def test_no_name_leads_out_of_the_runs(name: str) -> None:
+    with pytest.raises(SafeNeuronError, match="no job id"):
+        read_job(name)
+
+
+def test_a_named_folder_is_linked_and_taken_once(tmp_path: Path, own_home: Path) -> None:
+    place = tmp_path / "out"
+    job = create("align", AlignRequest(model="a-model"), place)
+    assert job.folder == place
+    assert (own_home / "runs" / job.id).resolve() == place
+    assert create("align", AlignRequest(model="a-model"), place).id == job.id
+    with pytest.raises(SafeNeuronError, match="another"):
+        create("align", AlignRequest(model="another"), place)
+    busy = tmp_path / "busy"
+    busy.mkdir()
+    (busy / "thesis.txt").write_text("mine", "utf-8")
+    with pytest.raises(SafeNeuronError, match="choose another -o"):
+        create("align", AlignRequest(model="a-model"), busy)
+
+
+def test_events_are_tailed_and_torn_lines_survived() -> None:
+    job = create("identify", REQUEST)
+    assert events(job) == ([], 0)
+    append_event(job, {"n": 1})
+    found, offset = events(job)
+    assert [event["n"] for event in found] == [1]
+    with job.file("events.jsonl").open("ab") as stream:
+        stream.write(b'{"n": 2, "text": "caf')
+    assert events(job, offset) == ([], offset)  # it may still be on its way
+    append_event(job, {"n": 3})
+    found, end = events(job, offset)
+    assert [event["n"] for event in found] == [3]
+    assert end == job.file("events.jsonl").stat().st_size
+    assert [event["n"] for event in events(job)[0]] == [1, 3]
+
+
+def test_a_job_runs_to_its_end() -> None:
+    job = create("identify", fake())
+    assert spawn(job).wait(60) == 0
+    assert state_of(job).state == "done"
+    assert jobs.result_of(job) == {"counted": 4}
+    stages = [event for event in events(job)[0] if event["kind"] == "stage"]
+    assert (stages[0]["done"], stages[-1]["done"]) == (0, 4)
+
+
+def test_bad_input_fails_in_one_line() -> None:
+    job = create("identify", fake("bad"))
+    assert spawn(job).wait(60) != 0
+    state = state_of(job)
+    assert (state.state, state.error) == ("failed", "no model 'bad'; give another")
+
+
+def test_a_fault_of_ours_is_in_the_log() -> None:
+    job = create("identify", fake("broken"))
+    assert spawn(job).wait(60) != 0
+    assert state_of(job).error == "ZeroDivisionError: by nought"
+    assert "Traceback" in job.file("log.txt").read_text("utf-8")
+
+
+def test_cancel_stops_a_running_job() -> None:
+    job = create("identify", fake(count=2000))
+    process = spawn(job)
+    wait_for(lambda: bool(events(job)[0][1:]))
+    assert state_of(job).state == "running"
+    assert cancel(job).state == "cancelling"
+    process.wait(30)
+    assert state_of(job).state == "cancelled"
+    assert jobs.result_of(job) is None
+
+
+def test_a_killed_job_is_lost_and_goes_on_when_started_again() -> None:
+    job = create("identify", fake(count=100))
+    process = spawn(job)
+    wait_for(lambda: state_of(job).state == "running")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(30)
+    assert state_of(job).state == "lost"
+    assert create("identify", fake(count=100)).id == job.id
+    assert spawn(job).wait(60) == 0
+    state = state_of(job)
+    assert (state.state, state.error) == ("done", None)
+
+
+def test_a_reused_pid_is_not_the_job() -> None:
+    job = create("identify", REQUEST)
+    mine = {"pid": os.getpid(), "host": jobs.socket.gethostname(), "process_started": 1.0}
+    jobs.change_state(job, lambda old: old.model_copy(update={"state": "running"} | mine))
+    assert state_of(job).state == "lost"
+
+
+def test_another_machines_job_lives_by_its_heartbeat() -> None:
+    job = create("identify", REQUEST)
+    far = {"state": "running", "pid": 1, "host": "elsewhere", "heartbeat": time.time()}
+    jobs.change_state(job, lambda old: old.model_copy(update=far))
+    assert state_of(job).state == "running"
+    old_beat = {"heartbeat": time.time() - 2 * jobs.SILENCE}
+    jobs.change_state(job, lambda old: old.model_copy(update=old_beat))
+    assert state_of(job).state == "lost"
+
+
+def test_a_second_process_leaves_a_live_job_alone() -> None:
+    job = create("identify", fake(count=2000))
+    first = spawn(job)
+    wait_for(lambda: state_of(job).state == "running")
+    assert spawn(job).wait(60) == 3
+    assert state_of(job).pid == first.pid
+    cancel(job)
+    first.wait(30)
+
+
+def test_the_queue_runs_jobs_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[int] = []
+
+    def counted(job: Job) -> "subprocess.Popen[bytes]":
+        alive.append(sum(state_of(other).state == "running" for other in list_jobs()))
+        return spawn(job)
+
+    monkeypatch.setattr(queue, "spawn", counted)
+    made = [queue.launch("identify", fake(count=n)) for n in (2, 3)]
+    again = queue.launch("identify", fake(count=2))
+    assert again.id == made[0].id
+    huey = queue.queue()
+    while task := huey.dequeue():
+        huey.execute(task)
+    assert alive == [0, 0]
+    assert [state_of(job).state for job in made] == ["done", "done"]
+
+
+def test_a_worker_told_to_stop_leaves_its_job_for_the_next(tmp_path: Path) -> None:
+    job = queue.launch("identify", fake(count=2000))
+    code = f"import tests.app.test_jobs as t; t.queue.spawn = t.spawn; t.queue.work()  # {tmp_path}"
+    worker = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    wait_for(lambda: state_of(job).state == "running")
+    worker.terminate()
+    assert worker.wait(60) == 0
+    assert state_of(job).state == "queued"
+    assert queue.queue().dequeue() is not None
+
+
+def test_the_command_line_watches_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.launch.spawn", spawn)
+    heard: list[tuple[str, int, int]] = []
+    result = run_to_end("identify", fake(), tmp_path / "a", lambda *step: heard.append(step))
+    assert result == {"counted": 4}
+    assert heard[-1] == ("count", 4, 4)
+    monkeypatch.setattr("app.launch.spawn", None)  # done already: nothing is started
+    assert run_to_end("identify", fake(), tmp_path / "a", lambda *_: None) == result
+    monkeypatch.setattr("app.launch.spawn", spawn)
+    with pytest.raises(SafeNeuronError, match="no model 'bad'"):
+        run_to_end("identify", fake("bad"), tmp_path / "b", lambda *_: None)
+
+
+def test_identify_and_attack_as_jobs(tiny_llama: Path, tmp_path: Path) -> None:
+    for name, prompts in (("harmful", HARMFUL), ("harmless", HARMLESS)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(prompts), "utf-8")
+    sides = {name: str(tmp_path / f"{name}.json") for name in ("harmful", "harmless")}
+    request = IdentifyRequest(model=str(tiny_llama), top=0.1, **sides)
+    job = create("identify", request)
+    assert queue.spawn(job).wait(200) == 0, job.file("log.txt").read_text("utf-8")
+    result = jobs.result_of(job)
+    assert result is not None
+    mask = read_mask(Path(result["mask"]))
+    scores = pd.read_parquet(Path(result["mask"]).with_name("scores.parquet"))
+    assert 0 < mask.count <= len(scores) // 10
