@@ -1,0 +1,212 @@
+"""Align end to end on a tiny model: exact, resumable after SIGKILL, cancellable."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from analysis.alignment import align
+from analysis.requests import AlignRequest
+from tests.tiny import HARMFUL
+from toolkit.errors import SafeNeuronError
+from toolkit.masks import MaskFile, MaskPrompts, MethodInfo, PromptsInfo
+from toolkit.models.layout import neuron_slices
+from toolkit.models.load import load_model
+from toolkit.models.sources import resolve
+from toolkit.neurons import NeuronSet
+
+STEPS = 8
+
+
+@pytest.fixture
+def request_(tiny_llama: Path, tmp_path: Path) -> AlignRequest:
+    loaded = load_model(str(tiny_llama))
+    side = PromptsInfo(name="p", sha256="0" * 64, count=2)
+    mask = MaskFile.of(
+        NeuronSet(loaded.layout.widths, {0: [1, 2], 2: [5, 63]}),
+        loaded.info,
+        MethodInfo(name="es"),
+        MaskPrompts(harmful=side, harmless=side),
+    )
+    mask.write(tmp_path / "mask.json")
+    rows = [{"prompt": p, "chosen": "I can't help", "rejected": f"Sure: {p}"} for p in HARMFUL]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    return AlignRequest(
+        model=str(tiny_llama),
+        mask=tmp_path / "mask.json",
+        pairs=tmp_path / "pairs.jsonl",
+        steps=STEPS,
+        batch_size=4,
+        learning_rate=1e-3,
+        weight_decay=0.1,
+        save_every=2,
+    )
+
+
+def run(request: AlignRequest, folder: Path, stop_at: int | None = None) -> list[dict[str, Any]]:
+    heard: list[dict[str, Any]] = []
+
+    steps_asked = 0
+
+    def stop() -> bool:
+        nonlocal steps_asked
+        steps_asked += 1
+        return steps_asked == stop_at
+
+    align(request, folder, heard.append, stop)
+    return [event for event in heard if event["kind"] == "train"]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+def assert_same(a: Path, b: Path) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture
+def unbroken(request_: AlignRequest, tmp_path: Path) -> Path:
+    folder = tmp_path / "unbroken"
+    assert [event["step"] for event in run(request_, folder)] == list(range(1, STEPS + 1))
+    return folder
+
+
+def test_the_result_is_a_plain_model_with_the_mask_untouched(
+    request_: AlignRequest, unbroken: Path
+) -> None:
+    start = load_model(request_.model)
+    before, after = start.model.state_dict(), weights(unbroken)
+    neurons = {0: [1, 2], 2: [5, 63]}
+    touched = {name: torch.zeros_like(t, dtype=torch.bool) for name, t in before.items()}
+    for layer, piece in neuron_slices(start.layout):
+        for j in neurons.get(layer, []):
+            touched[piece.parameter].select(piece.dim, j).fill_(True)
+    for name, tensor in before.items():
+        changed = after[name] != tensor
+        assert not (changed & touched[name]).any(), name
+        if name.startswith("model.layers."):
+            assert changed[~touched[name]].float().mean() > 0.9, name
+        else:
+            assert not changed.any(), name
+    AutoTokenizer.from_pretrained(unbroken)
+    assert not (unbroken / "checkpoints").exists()
+    assert resolve(str(unbroken)).ancestors == [start.folder.fingerprint]
+    card = json.loads((unbroken / "safeneuron.json").read_text("utf-8"))
+    assert card["figures"]["frozen_numbers"] == 4 * (3 * 32 + 2)
+    assert card["pairs"]["kept"] == len(HARMFUL)
+
+
+def test_a_finished_folder_is_not_trained_again(request_: AlignRequest, unbroken: Path) -> None:
+    stamp = (unbroken / "model.safetensors").stat().st_mtime_ns
+    assert run(request_, unbroken) == []
+    assert (unbroken / "model.safetensors").stat().st_mtime_ns == stamp
+    with pytest.raises(SafeNeuronError, match="another run"):
+        run(request_.model_copy(update={"seed": 1}), unbroken)
+
+
+def test_cancel_then_resume(request_: AlignRequest, unbroken: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cancelled"
+    assert [event["step"] for event in run(request_, folder, stop_at=3)] == [1, 2, 3]
+    assert not (folder / "config.json").exists()
+    assert [event["step"] for event in run(request_, folder)] == list(range(4, STEPS + 1))
+    assert_same(folder, unbroken)
+
+
+def test_sigkill_then_resume(request_: AlignRequest, unbroken: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    (tmp_path / "request.json").write_text(request_.model_dump_json(), "utf-8")
+    # The process dies by SIGKILL as soon as it has told of step 5.
+    code = (
+        "import os, signal, sys, pathlib\n"
+        "from analysis.alignment import align\n"
+        "from analysis.requests import AlignRequest\n"
+        "request = AlignRequest.model_validate_json(pathlib.Path(sys.argv[1]).read_text())\n"
+        "def hear(event):\n"
+        "    if event.get('step') == 5:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "align(request, pathlib.Path(sys.argv[2]), hear, lambda: False)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "request.json"), str(folder)]
+    died = subprocess.run(command, capture_output=True, check=False, timeout=300)
+    assert died.returncode == -signal.SIGKILL
+    assert not (folder / "config.json").exists()
+    steps = [event["step"] for event in run(request_, folder)]
+    assert steps == [5, 6, 7, 8]
+    assert_same(folder, unbroken)
+
+
+def test_a_half_written_checkpoint_is_passed_over(
+    request_: AlignRequest, unbroken: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "torn"
+    run(request_, folder, stop_at=4)
+    torn = folder / "checkpoints" / "checkpoint-4"
+    (torn / "whole").unlink()
+    (torn / "model.safetensors").write_bytes(b"torn")
+    assert run(request_, folder)[0]["step"] == 3
+    assert_same(folder, unbroken)
+
+
+def test_zeroing_is_off_in_the_saved_model_and_changes_training(
+    request_: AlignRequest, unbroken: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "freeze-only"
+    run(request_.model_copy(update={"zero": False}), folder)
+    first, second = weights(folder), weights(unbroken)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_pairs_made_from_the_model(request_: AlignRequest, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(HARMFUL[:6]), "utf-8")
+    made = request_.model_copy(
+        update={
+            "pairs": None,
+            "harmful": str(prompts),
+            "harmless": str(prompts),
+            "steps": 1,
+            "answer_tokens": 8,
+            "recipe": "dpo",
+        }
+    )
+    folder = tmp_path / "made"
+    run(made, folder)
+    rows = (folder / "pairs.jsonl").read_text("utf-8").splitlines()
+    report = json.loads((folder / "pairs.json").read_text("utf-8"))
+    assert len(rows) == report["kept"] > 0
+    assert not (folder / "mask.json").exists()
+
+
+def test_bad_input_writes_nothing(request_: AlignRequest, tmp_path: Path) -> None:
+    folder = tmp_path / "never"
+
+    def refused(message: str, **update: Any) -> None:
+        with pytest.raises(SafeNeuronError, match=message):
+            run(request_.model_copy(update=update), folder)
+        assert not folder.exists()
+
+    refused("needs --mask", mask=None)
+    refused("no model", model="nosuch")
+    refused("cannot read", mask=tmp_path / "gone.json")
+    blocked = tmp_path / "blocked"
+    blocked.write_text("", "utf-8")
+    with pytest.raises(SafeNeuronError, match="cannot write"):
+        run(request_, blocked / "out")
+    mask = MaskFile.model_validate_json((tmp_path / "mask.json").read_text("utf-8"))
+    nothing = mask.model_copy(update={"neurons": {}, "count": 0, "fraction": 0.0})
+    nothing.write(tmp_path / "nothing.json")
+    refused("names no neurons", mask=tmp_path / "nothing.json")
+
+
+def test_a_loss_that_is_no_number_ends_in_one_line(request_: AlignRequest, tmp_path: Path) -> None:
+    with pytest.raises(SafeNeuronError, match="not a number"):
+        run(request_.model_copy(update={"learning_rate": 1e30}), tmp_path / "nan")
