@@ -1,0 +1,148 @@
+"""Figures: every point and bar against the table it was drawn from."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.figures import (
+    BACKGROUND,
+    attack_figure,
+    compare_figure,
+    layer_fraction_figure,
+    safety_map_figure,
+    score_histogram,
+    training_figure,
+)
+from analysis.scores.table import score_table
+from analysis.statistics import wilson
+from toolkit.capture.moments import Moments
+from toolkit.neurons import NeuronSet
+
+WIDTHS = [50, 0, 30]
+
+
+@pytest.fixture
+def scores() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    sides = [
+        [Moments(9, rng.normal(size=w), rng.uniform(1, 2, size=w)) for w in WIDTHS]
+        for _ in range(2)
+    ]
+    return score_table(*sides)
+
+
+@pytest.fixture
+def neurons() -> NeuronSet:
+    return NeuronSet(WIDTHS, {0: [3, 7], 2: [0, 29]})
+
+
+def verdict_table(shares: dict[str, tuple[int, int]]) -> pd.DataFrame:
+    """Rows as robustness.headline has them: setting -> (complied, refused) of 20, both sides."""
+    rows = []
+    for side in ("harmful", "harmless"):
+        for setting, (complied, refused) in shares.items():
+            row: dict[str, object] = {"setting": setting, "seed": None, "neurons": 4}
+            row |= {"side": side, "n": 20}
+            counts = {"complied": complied, "refused": refused}
+            counts["degenerate"] = 20 - complied - refused
+            for name, k in counts.items():
+                p = wilson(k, 20)
+                row |= {f"k_{name}": k, name: p.share, f"{name}_low": p.low}
+                row |= {f"{name}_high": p.high}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def test_the_map_draws_every_neuron_where_it_is(scores: pd.DataFrame, neurons: NeuronSet) -> None:
+    rest, selected = safety_map_figure(scores, neurons, "es").data
+    assert {(row[0], row[1]) for row in selected.customdata} == set(neurons)
+    assert len(rest.x) + len(selected.x) == sum(WIDTHS)
+    for trace in (rest, selected):
+        for x, y, color, row in zip(
+            trace.x, trace.y, trace.marker.color, trace.customdata, strict=True
+        ):
+            line = scores[(scores["layer"] == y) & (scores["neuron"] == x)].iloc[0]
+            assert (row[0], row[1]) == (y, x)
+            assert row[2:] == pytest.approx(line[["es", "sas", "delta"]].tolist(), rel=1e-3)
+            assert color == pytest.approx(line["es"])
+
+
+def test_map_colours_have_zero_in_the_middle(scores: pd.DataFrame, neurons: NeuronSet) -> None:
+    axis = safety_map_figure(scores, neurons).layout.coloraxis
+    assert axis.cmin == -axis.cmax < 0
+    assert axis.colorscale[1][0] == 0.5
+
+
+def test_an_infinite_effect_is_drawn_at_the_end(scores: pd.DataFrame, neurons: NeuronSet) -> None:
+    scores.loc[3, "es"] = np.inf
+    figure = safety_map_figure(scores, neurons, "es")
+    assert np.isfinite(figure.data[1].marker.color).all()
+    assert max(figure.data[1].marker.color) == figure.layout.coloraxis.cmax
+
+
+def test_a_large_map_stays_small() -> None:
+    width, layers = 14_336, 8
+    rng = np.random.default_rng(1)
+    frame = pd.DataFrame(
+        {
+            "layer": np.repeat(np.arange(layers), width),
+            "neuron": np.tile(np.arange(width), layers),
+        }
+        | {name: rng.normal(size=width * layers) for name in ("es", "sas", "delta")}
+    )
+    chosen = NeuronSet([width] * layers, {i: range(100) for i in range(layers)})
+    figure = safety_map_figure(frame, chosen)
+    assert [len(trace.x) for trace in figure.data] == [BACKGROUND, 800]
+    assert len(figure.to_json()) < 1_000_000
+    # The rest is the strongest of it.
+    outside = frame[frame["neuron"] >= 100]["sas"].abs()
+    assert np.abs(figure.data[0].marker.color).min() >= np.sort(outside)[-BACKGROUND]
+
+
+def test_the_chosen_neuron_is_ringed(scores: pd.DataFrame, neurons: NeuronSet) -> None:
+    ring = safety_map_figure(scores, neurons, chosen=(2, 5)).data[-1]
+    assert (list(ring.y), list(ring.x)) == ([2], [5])
+
+
+def test_fraction_by_layer(neurons: NeuronSet) -> None:
+    bars = layer_fraction_figure(neurons).data[0]
+    assert list(bars.y) == pytest.approx([4.0, 0.0, 100 * 2 / 30])
+
+
+def test_histogram_counts_every_finite_score(scores: pd.DataFrame) -> None:
+    scores.loc[0, "es"] = np.inf
+    figure = score_histogram(scores, "es", 1.5)
+    assert sum(figure.data[0].y) == len(scores) - 1
+    assert figure.layout.shapes[0].x0 == 1.5
+
+
+def test_attack_bars_are_the_shares_with_their_intervals() -> None:
+    table = verdict_table({"ORI": (1, 19), "FULL": (15, 3)})
+    bars = {(t.name, t.xaxis): t for t in attack_figure(table).data}
+    assert set(bars) == {(v, x) for v in ("complied", "refused", "degenerate") for x in ("x", "x2")}
+    full = wilson(15, 20)
+    complied = bars["complied", "x"]
+    assert list(complied.x) == ["ORI", "FULL"]
+    assert list(complied.y) == pytest.approx([5.0, 75.0])
+    assert complied.error_y.array[1] == pytest.approx(100 * (full.high - 0.75))
+    assert complied.error_y.arrayminus[1] == pytest.approx(100 * (0.75 - full.low))
+    assert list(bars["degenerate", "x2"].y) == pytest.approx([0.0, 10.0])
+
+
+def test_comparison_escapes_names() -> None:
+    table = verdict_table({"ORI": (1, 19), "FULL": (15, 3)})
+    after = verdict_table({"ORI": (0, 20), "FULL": (5, 15)})
+    figure = compare_figure({"<b>before</b>": table, "after": after})
+    assert figure.data[0].name == "&lt;b&gt;before&lt;/b&gt;"
+    assert list(figure.data[1].y) == pytest.approx([0.0, 25.0])
+    assert list(figure.data[3].y) == pytest.approx([100.0, 75.0])
+
+
+def test_training_curves_draw_what_was_logged() -> None:
+    steps = pd.DataFrame({"step": [1, 2], "loss": [0.7, 0.5], "accuracy": [0.5, 1.0]})
+    figure = training_figure(steps)
+    curves = {trace.name: list(trace.y) for trace in figure.data}
+    assert curves == {"loss": [0.7, 0.5], "accuracy": [50.0, 100.0]}
+    json.loads(figure.to_json())
