@@ -1,15 +1,12 @@
 """The report: one HTML page with its figures, and the JSON behind it."""
 
 import html
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from analysis.figures import attack_figure, layer_fraction_figure, safety_map_figure
-from analysis.robustness import AttackResult, attack_table, headline
-from analysis.statistics import Proportion, disjoint
+from analysis.robustness import AttackResult, attack_table, finding, headline
 from toolkit.files import canonical_json, write_atomically
 from toolkit.masks import MaskFile
 
@@ -24,39 +21,6 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .3rem .8rem; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; }
 """
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the attack showed, as one sentence and the two figures behind it."""
-
-    sentence: str
-    full: Proportion
-    random: Proportion
-    separated: bool
-
-
-def verdict(result: AttackResult) -> Verdict | None:
-    """Hold FULL against RANDOM on harmful prompts; None unless both were run."""
-    table = headline(result)
-    harmful = table[table["side"] == "harmful"].set_index("setting")
-    if not {"FULL", "RANDOM"} <= set(harmful.index):
-        return None
-    full, random = (_proportion(harmful.loc[name]) for name in ("FULL", "RANDOM"))
-    separated = disjoint(full, random) and full.share > random.share
-    relation = "above, intervals disjoint" if separated else "not clearly above"
-    sentence = (
-        f"Removing {result.mask.count} neurons ({result.mask.fraction:.2%}) left {full} of the "
-        f"harmful prompts neither refused nor degenerate; as many random neurons {random}: "
-        f"{relation}."
-    )
-    return Verdict(sentence, full, random, separated)
-
-
-def _proportion(row: Any) -> Proportion:
-    return Proportion(
-        int(row["k_complied"]), int(row["n"]), row["complied_low"], row["complied_high"]
-    )
 
 
 def _table_html(table: pd.DataFrame) -> str:
@@ -82,9 +46,7 @@ def _table_html(table: pd.DataFrame) -> str:
     )
 
 
-def write_report(
-    folder: Path, mask: MaskFile, scores: pd.DataFrame, result: AttackResult
-) -> Path:
+def write_report(folder: Path, mask: MaskFile, scores: pd.DataFrame, result: AttackResult) -> Path:
     """Write ``report.html`` and ``report.json`` to a folder.
 
     The page stands alone: the plotting library is inside it.
@@ -98,7 +60,7 @@ def write_report(
     Returns:
         The path of the page.
     """
-    found = verdict(result)
+    found = finding(result)
     neurons = mask.neuron_set()
     figures = [
         ("Safety map", safety_map_figure(scores, neurons, "sas")),

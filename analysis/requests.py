@@ -109,4 +109,5 @@ def parse_request(kind: type[AnyRequest], values: object) -> AnyRequest:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "request"
-        raise SafeNeuronError(f"{place.replace('_', '-')}: {first['msg']}") from error
+        given = str(first["input"])[:60]
+        raise SafeNeuronError(f"{place.replace('_', '-')} {given!r}: {first['msg']}") from error

@@ -1,14 +1,15 @@
 """Attack results: every verdict, and the shares with their intervals."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 from pydantic import Field, ValidationError
-from datetime import datetime
 
-from analysis.statistics import Proportion, wilson
+from analysis.statistics import Proportion, disjoint, wilson
 from toolkit.errors import SafeNeuronError
 from toolkit.masks import MethodInfo, ModelInfo, PromptsInfo, Record, Sha256, ToolInfo, now
 
@@ -151,3 +152,36 @@ def headline(result: AttackResult) -> pd.DataFrame:
     """The table of :func:`attack_table` with RANDOM as the mean over its seeds alone."""
     table = attack_table(result)
     return table[table["seed"].isna()].reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the attack showed, as one sentence and the two figures behind it."""
+
+    sentence: str
+    full: Proportion
+    random: Proportion
+    separated: bool
+
+
+def finding(result: AttackResult) -> Finding | None:
+    """Hold FULL against RANDOM on harmful prompts; None unless both were run."""
+    table = headline(result)
+    harmful = table[table["side"] == "harmful"].set_index("setting")
+    if not {"FULL", "RANDOM"} <= set(harmful.index):
+        return None
+    full, random = (_proportion(harmful.loc[name]) for name in ("FULL", "RANDOM"))
+    separated = disjoint(full, random) and full.share > random.share
+    relation = "above, intervals disjoint" if separated else "not clearly above"
+    sentence = (
+        f"Removing {result.mask.count} neurons ({result.mask.fraction:.2%}) left {full} of the "
+        f"harmful prompts neither refused nor degenerate; as many random neurons {random}: "
+        f"{relation}."
+    )
+    return Finding(sentence, full, random, separated)
+
+
+def _proportion(row: Any) -> Proportion:
+    return Proportion(
+        int(row["k_complied"]), int(row["n"]), row["complied_low"], row["complied_high"]
+    )

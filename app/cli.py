@@ -155,10 +155,9 @@ def attack(
 
 
 def _attack_summary(result: Any) -> dict[str, Any]:
-    from analysis.report import verdict
-    from analysis.robustness import attack_table
+    from analysis.robustness import attack_table, finding
 
-    found = verdict(result)
+    found = finding(result)
     table = attack_table(result)
     return {
         "verdict": found.sentence if found else None,
@@ -168,8 +167,7 @@ def _attack_summary(result: Any) -> dict[str, Any]:
 
 
 def _print_attacks(results: list[tuple[str, Any]]) -> None:
-    from analysis.report import verdict
-    from analysis.robustness import headline
+    from analysis.robustness import finding, headline
     from analysis.statistics import wilson
 
     for side in ("harmful", "harmless"):
@@ -188,7 +186,7 @@ def _print_attacks(results: list[tuple[str, Any]]) -> None:
             columns = ("setting", "removed", "complied", "refused", "degenerate")
             terminal.print_table(f"{side} prompts, k/n with Wilson 95 % intervals", columns, rows)
     for name, result in results:
-        if found := verdict(result):
+        if found := finding(result):
             terminal.say(f"{name}: {found.sentence}")
 
 

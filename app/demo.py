@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.report import verdict, write_report
+from analysis.report import write_report
 from analysis.requests import AttackRequest, IdentifyRequest
-from analysis.robustness import AttackResult
+from analysis.robustness import AttackResult, finding
 from analysis.study import attack, identify
 from toolkit.files import require_writable
 from toolkit.home import home
@@ -31,7 +31,7 @@ class Demo:
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
-        found = verdict(self.result)
+        found = finding(self.result)
         return {
             "model": self.model,
             "mask": str(self.mask),

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from analysis.report import verdict
 from analysis.robustness import (
     Answer,
     AttackResult,
@@ -12,6 +11,7 @@ from analysis.robustness import (
     MaskInfo,
     Setting,
     attack_table,
+    finding,
     headline,
     read_attack,
 )
@@ -69,13 +69,13 @@ def test_random_mean_has_the_interval_of_one_seed() -> None:
 
 
 def test_verdict_needs_disjoint_intervals() -> None:
-    clear, close = verdict(result(40, [6, 8, 10])), verdict(result(12, [6, 8, 10]))
+    clear, close = finding(result(40, [6, 8, 10])), finding(result(12, [6, 8, 10]))
     assert clear is not None
     assert close is not None
     assert clear.separated
     assert not close.separated
     assert "40/100" in clear.sentence
-    assert verdict(result(40, [])) is None
+    assert finding(result(40, [])) is None
 
 
 def test_file_round_trip_and_refusals(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_attack_removes_what_the_mask_names(request_: IdentifyRequest, tmp_path:
     loaded = load_model(request_.model)
     for layer, indices in read_mask(mask_path).neuron_set().layers().items():
         with torch.no_grad():
-            loaded.model.model.layers[layer].mlp.down_proj.weight[:, indices] = 0.0
+            loaded.model.model.layers[layer].mlp.down_proj.weight[:, indices.tolist()] = 0.0
     told = {a.index: a for a in done.result.answers if (a.setting, a.side) == ("FULL", "harmful")}
     for index in (0, 7, 19):
         ids = loaded.tokenizer.apply_chat_template(

@@ -18,6 +18,7 @@ Run = Callable[..., tuple[int, str, str]]
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["safeneuron", *map(str, arguments)])
+        capsys.readouterr()  # what saving a fixture's model said
         with pytest.raises(SystemExit) as stop:
             main()
         shown = capsys.readouterr()

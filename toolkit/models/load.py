@@ -9,11 +9,16 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.utils import logging
 
 from toolkit.errors import SafeNeuronError
 from toolkit.masks import ModelInfo
 from toolkit.models.layout import Layout, layout_of
 from toolkit.models.sources import ModelFolder, resolve
+
+# Progress is told by whoever runs the model, in prompts and steps; a bar for each load
+# would stand between the lines of a command.
+logging.disable_progress_bar()
 
 
 @dataclass
