@@ -171,7 +171,8 @@ def measure(arguments: argparse.Namespace, model: str) -> dict[str, Any]:
             row = time_ratio(loaded, backend, position, found, arguments.repeats)
             result["time"].setdefault(name, {})[position] = row
             say(
-                f"{name:16} {position:5} capture / bare forward = {row['ratio']:.3f}, CPU {row['cpu_ratio']:.3f}"
+                f"{name:16} {position:5} capture / bare forward = {row['ratio']:.3f}, "
+                f"CPU {row['cpu_ratio']:.3f}"
             )
     if arguments.memory:
         few, many = arguments.memory
