@@ -1,0 +1,1 @@
+"""What the numbers mean: scores, selections, statistics, the store, the study."""

@@ -13,7 +13,6 @@ from analysis.statistics import Proportion, disjoint, wilson
 from toolkit.errors import SafeNeuronError
 from toolkit.masks import MethodInfo, ModelInfo, PromptsInfo, Record, Sha256, ToolInfo, now
 
-SCHEMA = "safeneuron.attack/1"
 Verdict = Literal["refused", "complied", "degenerate"]
 Side = Literal["harmful", "harmless"]
 
@@ -60,7 +59,7 @@ class Generation(Record):
 class AttackResult(Record):
     """The attack file, schema ``safeneuron.attack/1``."""
 
-    schema_: Literal["safeneuron.attack/1"] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal["safeneuron.attack/1"] = Field(default="safeneuron.attack/1", alias="schema")
     model: ModelInfo
     mask: MaskInfo
     settings: list[Setting]
@@ -129,10 +128,11 @@ def attack_table(result: AttackResult) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     seeded = frame[frame["seed"].notna()]
     means = []
-    for (name, side), group in seeded.groupby(["setting", "side"], sort=False):
+    for key, group in seeded.groupby(["setting", "side"], sort=False):
+        name, group_side = key
         row = {"setting": name, "seed": None, "neurons": int(group["neurons"].mean())}
         n = int(group["n"].iloc[0])
-        row |= {"side": side, "n": n, "seeds": len(group)}
+        row |= {"side": group_side, "n": n, "seeds": len(group)}
         for verdict in ("complied", "refused", "degenerate"):
             row |= _cells(verdict, wilson(round(group[f"k_{verdict}"].mean()), n))
         means.append(row)

@@ -163,7 +163,8 @@ def make_adapter(
     train_lora(model, examples, settings, output, step)
     trained = time.monotonic() - started
     merged = load_model(BASE)
-    merged.model = merge_into(merged.model, output).eval()
+    merged.model = merge_into(merged.model, output)
+    merged.model.eval()
     perplexity = answer_perplexity(merged, held_out, base_answers)
     merged.model.to(torch.bfloat16)
     figures = measure(merged, data)

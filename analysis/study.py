@@ -5,6 +5,7 @@ the store already is returned without loading a model.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -181,7 +182,7 @@ def _select_and_save(
     selection: Selection,
     captured: Entry,
     sets: dict[str, PromptSet],
-    recipe: dict[str, object],
+    recipe: Mapping[str, object],
     store: Store,
 ) -> Entry:
     table = score_table(_load_moments(captured, "harmful"), _load_moments(captured, "harmless"))

@@ -43,7 +43,9 @@ def print_json(value: Any) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; columns of figures are right-aligned, columns of words left."""
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(
+        title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False
+    )
     for place, name in enumerate(columns):
         figures = all(str(row[place])[:1].isdigit() for row in rows)
         table.add_column(name, justify="right" if figures else "left", no_wrap=place == 0)

@@ -1,7 +1,6 @@
 """Fixtures shared by all tests: a store of their own, and tiny models on disk."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 @pytest.fixture(autouse=True)
 def own_home(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[Path]:
+) -> Path:
     """Give every test a SAFENEURON_HOME of its own, but for those of the embedded model.
 
     Those share the user's, where the downloaded wheel and its conversion are kept.
@@ -21,7 +20,7 @@ def own_home(
     home = tmp_path / "home"
     if request.node.get_closest_marker("embedded") is None:
         monkeypatch.setenv("SAFENEURON_HOME", str(home))
-    yield home
+    return home
 
 
 @pytest.fixture(scope="session")

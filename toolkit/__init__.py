@@ -1,0 +1,1 @@
+"""What touches a model: loading, capture, intervention, generation, judging, training."""

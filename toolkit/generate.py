@@ -1,6 +1,7 @@
 """Batched answers, greedy or sampled with a seed."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -38,9 +39,9 @@ def generate(
         for text in texts
     ]
     answers = [""] * len(texts)
-    drawn = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    drawn: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if seed is not None:
-        drawn = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+        drawn: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
         torch.manual_seed(seed)
     order = sorted(range(len(texts)), key=lambda row: (len(ids[row]), row))
     for start in range(0, len(order), batch_size):

@@ -1,0 +1,1 @@
+"""Judges: a response in, a verdict and its reason out."""

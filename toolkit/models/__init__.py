@@ -1,1 +1,1 @@
-"""Where models come from, and where their neurons are."""
+"""Model sources, layouts of architectures, and loading."""

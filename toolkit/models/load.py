@@ -18,7 +18,7 @@ from toolkit.models.sources import ModelFolder, resolve
 
 # Progress is told by whoever runs the model, in prompts and steps; a bar for each load
 # would stand between the lines of a command.
-logging.disable_progress_bar()
+logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @dataclass

@@ -7,6 +7,7 @@ after every optimiser step (paper Sec. 3.3; Algorithm 1, step 3).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,8 @@ class FrozenNeurons:
             where = torch.cat(parts).sort().values.to(parameter.device)
             values = parameter.detach().index_select(dim, where).clone()
             self.slices.append(FrozenSlice(name, parameter, dim, where, values))
-        self._handles = [s.parameter.register_hook(s.mask) for s in self.slices]
+        hooked: list[Any] = [s.parameter for s in self.slices]  # torch leaves this untyped
+        self._handles = [p.register_hook(s.mask) for p, s in zip(hooked, self.slices, strict=True)]
 
     @property
     def entries(self) -> int:

@@ -86,9 +86,10 @@ def train_lora(
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
-    class Steps(TrainerCallback):  # type: ignore[misc]
+    class Steps(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if on_step is not None and logs and "loss" in logs:
                 on_step(state.global_step, state.max_steps, float(logs["loss"]))
@@ -114,6 +115,8 @@ def train_lora(
             seed=settings.seed,
             max_length=None,
             dataloader_pin_memory=False,
+            # Rows of like length together: a third less padding.
+            train_sampling_strategy="group_by_length",
         )
         trainer = SFTTrainer(
             model=loaded.model,
@@ -131,4 +134,5 @@ def train_lora(
         )
         trainer.train()
     # Half the bytes; the merge is done from these rounded numbers, so what ships is what runs.
-    trainer.model.to(torch.bfloat16).save_pretrained(adapter)
+    trained: Any = trainer.model
+    trained.to(torch.bfloat16).save_pretrained(adapter)

@@ -24,7 +24,7 @@ FIGURES = {
 }
 
 
-class Watcher(TrainerCallback):  # type: ignore[misc]
+class Watcher(TrainerCallback):
     """Holds frozen neurons, reports each step, marks checkpoints whole, stops when asked."""
 
     def __init__(
