@@ -84,11 +84,18 @@ def align(
     folder.mkdir(parents=True, exist_ok=True)
     pairs, report = _pairs(request, folder, loaded, neurons, on_event)
     settings = Settings(
-        **{
-            name: getattr(request, name)
-            for name in Settings.__dataclass_fields__
-            if name != "optimiser"
-        }
+        recipe=request.recipe,
+        zero=request.zero,
+        steps=request.steps,
+        batch_size=request.batch_size,
+        learning_rate=request.learning_rate,
+        weight_decay=request.weight_decay,
+        beta=request.beta,
+        sft_weight=request.sft_weight,
+        max_length=request.max_length,
+        save_every=request.checkpoint_steps,
+        seed=request.seed,
+        dtype=request.dtype,
     )
     outcome = train(loaded, pairs, neurons, settings, folder, on_event, should_stop)
     if not outcome.finished:

@@ -90,12 +90,19 @@ class AlignRequest(Request):
     sft_weight: Annotated[float, Field(ge=0)] = 0.2
     max_length: Annotated[int, Field(ge=16)] = 256
     answer_tokens: Annotated[int, Field(ge=1)] = 64
-    save_every: Annotated[int, Field(ge=1)] = 4
+    save_every: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="steps between checkpoints; a quarter of the run by default"
+    )
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="of the arithmetic (autocast); weights stay in float32"
     )
     force: bool = False
+
+    @property
+    def checkpoint_steps(self) -> int:
+        """Steps between checkpoints."""
+        return self.save_every or max(1, self.steps // 4)
 
 
 def parse_request(kind: type[AnyRequest], values: object) -> AnyRequest:

@@ -227,7 +227,9 @@ def align(
     sft_weight: Annotated[float, typer.Option(help="Of the SFT loss on chosen.")] = 0.2,
     max_length: Annotated[int, typer.Option(help="Tokens of prompt and answer.")] = 256,
     answer_tokens: Annotated[int, typer.Option(help="Tokens of a made answer.")] = 64,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 4,
+    save_every: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints; a quarter of the run.")
+    ] = None,
     seed: Annotated[int, typer.Option()] = 0,
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option()] = "bfloat16",
     force: Annotated[bool, typer.Option("--force", help="Use another model's mask.")] = False,

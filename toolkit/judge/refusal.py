@@ -48,7 +48,8 @@ _DEEDS = (
 PHRASES = (
     re.compile(rf"\bi ?{_CANNOT} (?:\w+ )?(?:{_DEEDS})"),
     re.compile(
-        r"\bi (?:must|have to|need to|will have to) (?:respectfully |politely )?(?:decline|refuse)\b"
+        r"\bi (?:must|have to|need to|will have to) (?:respectfully |politely )?"
+        r"(?:decline|refuse)\b"
     ),
     re.compile(r"\bagainst my (?:programming|guidelines|principles|values|policy|ethical)"),
     re.compile(r"\bi (?:do not|don't|cannot|can't) (?:condone|support) "),
