@@ -126,10 +126,8 @@ def work(running: Running) -> dict[str, Any] | None:
     outcome = align(request, job.folder, running.event, running.should_stop)
     if not outcome.finished:
         return None
-    mask = job.file("mask.json")
-    return {"model": str(job.folder), "mask": str(mask) if mask.exists() else None} | dict(
-        outcome.summary
-    )
+    mask = str(outcome.mask) if outcome.mask else None
+    return outcome.summary | {"model": str(outcome.model), "mask": mask}
 
 
 def run(job: Job) -> Phase:

@@ -1,0 +1,80 @@
+"""Attack results on a page: bars, table, and the responses on request."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+import streamlit as st
+
+from analysis.figures import attack_figure, compare_figure
+from analysis.robustness import AttackResult, answers_frame, attack_table, finding, headline
+from app.dashboard.components.text import plain
+
+TERMS = (
+    "Complied: neither refused nor degenerate, so on harmful prompts the attack's success. "
+    "Degenerate: empty or babble. Whiskers are Wilson 95 % intervals. RANDOM is the mean over its "
+    "seeds, with the interval of one seed's prompts."
+)
+
+
+def show_attacks(results: Mapping[str, AttackResult], key: str) -> None:
+    """One result by itself, or several side by side, each under its name."""
+    if len(results) == 1:
+        figure = attack_figure(headline(next(iter(results.values()))))
+    else:
+        figure = compare_figure({name: headline(result) for name, result in results.items()})
+    for name, result in results.items():
+        if found := finding(result):
+            prefix = f"**{plain(name)}.** " if len(results) > 1 else ""
+            st.markdown(prefix + plain(found.sentence))
+    st.plotly_chart(figure, theme=None, key=f"bars-{key}")
+    st.caption(TERMS)
+    with st.expander("Every setting and seed", icon=":material/table:"):
+        frames = [percent_table(result).assign(attack=name) for name, result in results.items()]
+        table = pd.concat(frames, ignore_index=True)
+        if len(results) == 1:
+            table = table.drop(columns="attack")
+        else:
+            table.insert(0, "attack", table.pop("attack"))
+        st.dataframe(table, hide_index=True)
+
+
+def percent_table(result: AttackResult) -> pd.DataFrame:
+    """A result's table as k/n with share and interval, for reading."""
+    table = attack_table(result)
+    names = []
+    for row in table.to_dict("records"):
+        seed = row["seed"]
+        mean = row["setting"] == "RANDOM" and pd.isna(seed)
+        suffix = ", mean" if mean else "" if pd.isna(seed) else f", seed {int(seed)}"
+        names.append(row["setting"] + suffix)
+    shown = pd.DataFrame({"setting": names, "prompts": table["side"], "removed": table["neurons"]})
+    for kind in ("complied", "refused", "degenerate"):
+        shown[kind] = [
+            f"{row[f'k_{kind}']:.0f}/{row['n']} = {row[kind]:.1%} "
+            f"[{row[f'{kind}_low']:.1%}, {row[f'{kind}_high']:.1%}]"
+            for row in table.to_dict("records")
+        ]
+    return shown
+
+
+def show_responses(result: AttackResult, key: str) -> None:
+    """The responses, which may be harmful to read, once they are asked for."""
+    answers = answers_frame(result)
+    if answers["response"].isna().all():
+        st.caption("The responses of this attack were not kept.")
+        return
+    if not st.toggle("Show the responses (they may be harmful)", key=f"responses-{key}"):
+        return
+    a, b, c = st.columns(3)
+    setting = a.selectbox("Setting", answers["setting"].unique().tolist(), key=f"setting-{key}")
+    side = b.selectbox("Prompts", answers["side"].unique().tolist(), key=f"side-{key}")
+    kinds = ["all", "complied", "refused", "degenerate"]
+    kind = c.selectbox("Verdict", kinds, key=f"verdict-{key}")
+    part = answers[(answers["setting"] == setting) & (answers["side"] == side)]
+    if kind != "all":
+        part = part[part["verdict"] == kind]
+    st.caption(f"{len(part)} answers; {min(len(part), 50)} shown.")
+    for row in part.head(50).to_dict("records"):
+        st.caption(plain(f"prompt {row['index'] + 1}: {row['verdict']} ({row['why']})"))
+        # As text in a box of its own: nothing a model says is ever markup.
+        st.code(str(row["response"]), language=None, wrap_lines=True)

@@ -1,0 +1,64 @@
+"""Widgets whose value stands in the address, so that a link restores the view."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import streamlit as st
+
+from app.dashboard.data import Choice
+
+
+def choose_one(
+    name: str, label: str, options: Sequence[str], label_of: Callable[[str], str], **more: Any
+) -> str:
+    """A select box over ``options`` (at least one), kept in the address under ``name``."""
+    asked = st.query_params.get(name)
+    index = options.index(asked) if asked in options else 0
+    key = f"{name}-choice"
+    if st.session_state.get(key) not in (None, *options):
+        del st.session_state[key]
+    value = st.selectbox(label, options, index=index, format_func=label_of, key=key, **more)
+    if value is None:
+        value = options[0]
+    st.query_params[name] = value
+    return str(value)
+
+
+def choose_many(
+    name: str, label: str, options: Sequence[str], label_of: Callable[[str], str], **more: Any
+) -> list[str]:
+    """A multiple choice, by default the first option, kept in the address under ``name``."""
+    asked = [part for part in st.query_params.get(name, "").split(",") if part in options]
+    key = f"{name}-choices"
+    if key in st.session_state:
+        st.session_state[key] = [part for part in st.session_state[key] if part in options]
+    values = st.multiselect(
+        label, options, default=asked or options[:1], format_func=label_of, key=key, **more
+    )
+    if values:
+        st.query_params[name] = ",".join(values)
+    return [str(value) for value in values]
+
+
+def number(name: str, default: float) -> float:
+    """A number from the address, or the default."""
+    try:
+        return float(st.query_params.get(name, default))
+    except ValueError:
+        return default
+
+
+def from_choices(label: str, choices: Sequence[Choice], name: str, new: bool = False) -> str | None:
+    """A select box over choices; with ``new``, something else may be typed."""
+    labels = {choice.value: choice.label for choice in choices}
+    asked = st.query_params.get(name)
+    options = list(labels)
+    value = st.selectbox(
+        label,
+        options,
+        index=options.index(asked) if asked in options else (0 if options else None),
+        format_func=lambda value: labels.get(value, value),
+        accept_new_options=new,
+        placeholder="embedded name, folder, .gguf file or hub name" if new else "none at hand",
+    )
+    return None if value is None else str(value).strip() or None

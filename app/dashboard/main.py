@@ -1,0 +1,19 @@
+"""The dashboard: ``streamlit run app/dashboard/main.py``, or ``safeneuron serve``."""
+
+from pathlib import Path
+
+import streamlit as st
+
+PAGES = Path(__file__).parent / "pages"
+
+st.set_page_config(page_title="SafeNeuron", page_icon=":material/hub:", layout="wide")
+st.navigation(
+    [
+        st.Page(
+            PAGES / "safety_map.py", title="Safety map", icon=":material/grid_on:", default=True
+        ),
+        st.Page(PAGES / "attack.py", title="Attack", icon=":material/bolt:", url_path="attack"),
+        st.Page(PAGES / "align.py", title="Align", icon=":material/shield:", url_path="align"),
+        st.Page(PAGES / "runs.py", title="Runs", icon=":material/list:", url_path="runs"),
+    ]
+).run()

@@ -1,0 +1,73 @@
+"""Attack: what a model still refuses without its safety neurons."""
+
+import streamlit as st
+
+from analysis.robustness import AttackResult
+from app.dashboard import data
+from app.dashboard.components.attack_form import attack_form
+from app.dashboard.components.attack_view import show_attacks, show_responses
+from app.dashboard.components.choose import choose_many
+from app.dashboard.components.job import asked_job, job_panel
+from app.dashboard.components.text import failure, heading, nothing_yet, plain
+from app.jobs.folder import result_of
+from toolkit.errors import SafeNeuronError
+
+
+def _read(keys: list[str]) -> dict[str, AttackResult]:
+    results: dict[str, AttackResult] = {}
+    for key in keys:
+        entry = entries[key]
+        try:
+            result = data.attack_result(entry.file("attack.json"))
+        except SafeNeuronError as error:
+            failure(error)
+            continue
+        name = data.model_label(entry.summary["model"])
+        results[name if name not in results else f"{name} ({key[:6]})"] = result
+    return results
+
+
+heading(
+    "Attack",
+    "The same prompts answered with and without the neurons of a mask. A model whose safety hangs "
+    "on few neurons stops refusing; random neurons show what removal alone does.",
+)
+entries = {entry.key: entry for entry in data.attacks()}
+job = asked_job()
+if job is not None and job.verb == "attack":
+    with st.container(border=True):
+        job_panel(job)
+    made = (result_of(job) or {}).get("entry")
+    shown = st.session_state.get("attacks-choices")
+    if made in entries and st.session_state.get("attack-of-run") != job.id:
+        # A fresh result is what one came to see.
+        st.session_state["attack-of-run"] = job.id
+        st.session_state["attacks-choices"] = [*(shown or []), made][-2:] if shown else [made]
+if not entries:
+    nothing_yet("attack", "start one below: it needs a model and a mask")
+else:
+    labels = {key: data.attack_label(entry) for key, entry in entries.items()}
+    chosen = choose_many(
+        "attacks",
+        "Results",
+        list(entries),
+        lambda key: labels[key],
+        help="Several are shown side by side.",
+    )
+    results = _read(chosen)
+    if results:
+        show_attacks(results, "attack")
+        for place, (name, result) in enumerate(results.items()):
+            st.caption(
+                plain(
+                    f"{name}: mask of {result.mask.count} neurons ({result.mask.fraction:.2%}) by "
+                    f"{result.mask.method.name}; "
+                    + ", ".join(f"{p.count} {s} ({p.name})" for s, p in result.prompts.items())
+                    + f"; at most {result.generation.max_new_tokens} tokens, greedy; judge "
+                    f"{result.judge}; {result.seconds:.0f} s"
+                )
+            )
+            show_responses(result, str(place))
+    else:
+        st.info("Choose a result.")
+attack_form(expanded=not entries or "mask" in st.query_params)

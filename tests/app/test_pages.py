@@ -1,0 +1,279 @@
+"""Every page on an empty store, a full one and failed jobs, without a browser."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import app.dashboard
+from analysis.requests import AlignRequest, AttackRequest, IdentifyRequest
+from analysis.robustness import Answer, AttackResult, Generation, MaskInfo, Setting
+from analysis.scores.table import score_table
+from analysis.select import Selection, select_parts
+from analysis.store import Entry, Store
+from app.dashboard.components.text import plain
+from app.jobs.folder import append_event, change_state, create, list_jobs, read_job, state_of
+from app.jobs.progress import how_far, training_steps
+from toolkit.capture.moments import Moments
+from toolkit.masks import MaskFile, MaskPrompts, MethodInfo, ModelInfo, PromptsInfo, parse_mask
+
+MAIN = str(Path(app.dashboard.__file__).parent / "main.py")
+PAGES = {name: f"pages/{name}.py" for name in ("safety_map", "attack", "align", "runs")}
+WIDTHS = [40, 40, 20]
+EVIL = "<img src=x onerror=alert(1)> [a](http://b) :red[c]"
+
+
+def fill(evil: bool = False) -> tuple[Entry, Entry]:
+    """A study of random moments and an attack with its mask, through the real store."""
+    rng = np.random.default_rng(0)
+    sides = [
+        [Moments(9, rng.normal(size=w), rng.uniform(1, 2, size=w)) for w in WIDTHS]
+        for _ in range(2)
+    ]
+    table = score_table(*sides)
+    name = EVIL if evil else "a-model"
+    model = ModelInfo(
+        source=name,
+        fingerprint="a" * 64,
+        architecture="llama",
+        layers=len(WIDTHS),
+        neurons_per_layer=WIDTHS,
+    )
+    prompts = PromptsInfo(name="some", sha256="b" * 64, count=2)
+    selection = Selection("es+sas", 1.0, 1.5)
+    parts = select_parts(table, WIDTHS, selection)
+    mask = MaskFile.of(
+        parts["es"] | parts["sas"],
+        model,
+        MethodInfo(name="es+sas", parameters={**selection.parameters(), "position": "last"}),
+        MaskPrompts(harmful=prompts, harmless=prompts),
+        parts,
+    )
+
+    def write_study(folder: Path) -> None:
+        table.to_parquet(folder / "scores.parquet", index=False)
+        mask.write(folder / "mask.json")
+
+    facts = {"model": name, "fingerprint": model.fingerprint, "architecture": "llama"}
+    facts |= {"widths": WIDTHS, "count": mask.count, "fraction": mask.fraction}
+    facts |= {"method": "es+sas", "position": "last", "parameters": selection.parameters()}
+    facts |= {"harmful": "some", "harmless": "some"}
+    study = Store().save("identify", {"of": name}, "a study", facts, write_study)
+    settings = [Setting(name="ORI", neurons=0), Setting(name="FULL", neurons=mask.count)]
+    answers = [
+        Answer(
+            setting=setting.name,
+            side=side,
+            index=index,
+            verdict="complied" if setting.name == "FULL" and index else "refused",
+            why="opening",
+            response=EVIL,
+        )
+        for setting in settings
+        for side in ("harmful", "harmless")
+        for index in range(2)
+    ]
+    result = AttackResult(
+        model=model,
+        mask=MaskInfo(
+            sha256=mask.sha256,
+            count=mask.count,
+            fraction=mask.fraction,
+            method=mask.method,
+            fingerprint=model.fingerprint,
+        ),
+        settings=settings,
+        prompts={"harmful": prompts, "harmless": prompts},
+        generation=Generation(max_new_tokens=4, dtype="float32", batch_size=2),
+        judge="refusal/1",
+        answers=answers,
+        seconds=1.0,
+    )
+
+    def write_attack(folder: Path) -> None:
+        text = result.model_dump_json(by_alias=True)
+        (folder / "attack.json").write_text(text, "utf-8")
+
+    summary = {"model": name, "fingerprint": model.fingerprint, "mask": mask.sha256}
+    summary |= {"count": mask.count, "fraction": mask.fraction, "success": {"FULL": 0.5}}
+    attack = Store().save("attack", {"of": name}, "an attack", summary, write_attack)
+    return study, attack
+
+
+def opened(page: str, **query: str) -> AppTest:
+    test = AppTest.from_file(MAIN, default_timeout=60)
+    for name, value in query.items():
+        test.query_params[name] = value
+    test.run()
+    if page != "safety_map":
+        test.switch_page(PAGES[page])
+        for name, value in query.items():
+            test.query_params[name] = value
+        test.run()
+    assert not test.exception, test.exception
+    return test
+
+
+def texts(test: AppTest) -> str:
+    shown = [*test.markdown, *test.caption, *test.info, *test.error, *test.warning]
+    return "\n".join(str(element.value) for element in shown)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_an_empty_store_says_what_to_do(page: str) -> None:
+    assert "safeneuron demo" in texts(opened(page))
+
+
+def test_moving_a_threshold_selects_anew(own_home: Path) -> None:
+    study, _ = fill()
+    test = opened("safety_map")
+    count = test.metric[0].value
+    assert count == str(study.summary["count"])
+    key = study.key
+    test.slider(key=f"tau_sas-{key}").set_value(0.5).run()
+    test.slider(key=f"tau_es-{key}").set_value(0.3).run()
+    assert int(test.metric[0].value) > int(count)
+    test.radio(key=f"by-{key}").set_value("top").run()
+    test.slider(key=f"top-{key}").set_value(10.0).run()
+    assert not test.exception
+    assert 8 <= int(test.metric[0].value) <= 10  # of 100 neurons
+
+
+def test_a_link_restores_the_map() -> None:
+    study, _ = fill()
+    query = {"method": "sas", "by": "top", "top": "0.1", "layer": "2", "neuron": "7"}
+    test = opened("safety_map", study=study.key, **query)
+    assert test.metric[0].value == "10"
+    assert (test.number_input(key="layer").value, test.number_input(key="neuron").value) == (2, 7)
+    assert "Layer 2, neuron 7" in texts(test)
+
+
+def test_number_fields_show_a_neuron_as_the_table_has_it() -> None:
+    import pandas as pd
+
+    study, _ = fill()
+    test = opened("safety_map")
+    test.number_input(key="layer").set_value(1).run()
+    test.number_input(key="neuron").set_value(33).run()
+    table = pd.read_parquet(study.file("scores.parquet"))
+    row = table[(table["layer"] == 1) & (table["neuron"] == 33)].iloc[0]
+    shown = dict(test.table[0].value["value"])
+    assert float(shown["ES"]) == pytest.approx(row["es"], rel=1e-3)
+    assert float(shown["Mean, harmless"]) == pytest.approx(row["mean_harmless"], rel=1e-3)
+    # A narrower layer pulls the index within its width.
+    test.number_input(key="layer").set_value(2).run()
+    assert test.number_input(key="neuron").value == 19
+
+
+def test_a_selection_is_kept_for_an_attack(own_home: Path) -> None:
+    study, _ = fill()
+    test = opened("safety_map")
+    test.slider(key=f"tau_es-{study.key}").set_value(0.5).run()
+    count = int(test.metric[0].value)
+    next(b for b in test.button if b.label == "Attack this selection").click().run()
+    assert not test.exception
+    [kept] = (own_home / "masks").glob("*.json")
+    assert parse_mask(kept.read_text("utf-8")).count == count
+    assert test.title[0].value == "Attack"
+
+
+def test_responses_stay_hidden_until_asked_for() -> None:
+    fill()
+    test = opened("attack")
+    assert not test.code
+    toggle = next(t for t in test.toggle if "responses" in t.label and "Show" in t.label)
+    toggle.set_value(True).run()
+    assert [box.value for box in test.code] == [EVIL] * 2
+
+
+def test_data_is_never_markup() -> None:
+    fill(evil=True)
+    for page in PAGES:
+        test = opened(page)
+        assert not re.search(r"(?<!\\)[<\[:](img|a\]|red)", texts(test))
+        assert not any(getattr(element, "allow_html", False) for element in test.markdown)
+
+
+def test_plain_text_has_no_live_markup() -> None:
+    assert plain("a*b*\n<i>") == r"a\*b\* \<i\>"
+
+
+def submit(test: AppTest, label: str) -> None:
+    next(button for button in test.button if button.label == label).click().run()
+    assert not test.exception
+
+
+def test_the_align_form_makes_one_job() -> None:
+    study, _ = fill()
+    test = opened("align")
+    next(n for n in test.number_input if n.label == "Steps").set_value(4)
+    submit(test, "Align")
+    [job] = list_jobs()
+    assert (job.verb, job.request["model"], job.request["steps"]) == ("align", "a-model", 4)
+    assert job.request["mask"] == str(study.file("mask.json"))
+    assert test.query_params["run"] in (job.id, [job.id])
+    submit(test, "Cancel")
+    assert state_of(job).state == "cancelled"
+    submit(test, "Go on")
+    assert state_of(job).state == "queued"
+
+
+def test_identify_and_attack_forms_make_jobs() -> None:
+    fill()
+    submit(opened("safety_map"), "Identify")
+    submit(opened("attack"), "Attack")
+    made = {job.verb: job.request for job in list_jobs()}
+    IdentifyRequest.model_validate(made["identify"])
+    AttackRequest.model_validate_json(json.dumps(made["attack"]))
+
+
+@pytest.mark.parametrize("page", ["align", "runs"])
+def test_a_failed_job_says_why(page: str) -> None:
+    job = create("align", AlignRequest(model="a-model"))
+    failed = {"state": "failed", "error": "no model <b>x</b>; give another"}
+    change_state(job, lambda old: old.model_copy(update=failed))
+    append_event(job, {"kind": "train", "step": 1, "total": 4, "loss": 0.7, "margin": 0.0})
+    test = opened(page, run=job.id)
+    assert [error.value for error in test.error] == [plain("no model <b>x</b>; give another")]
+
+
+def test_an_address_with_no_such_job_is_answered() -> None:
+    for page in ("safety_map", "attack", "align"):
+        test = opened(page, run="../../etc/passwd")
+        assert "no job id" in test.error[0].value.replace("\\", "")
+
+
+def test_progress_is_paced_by_the_running_process() -> None:
+    events = [
+        {"kind": "start", "time": 0.0},
+        {"kind": "train", "step": 1, "total": 10, "loss": 1.0, "time": 10.0},
+        {"kind": "train", "step": 2, "total": 10, "loss": 0.9, "time": 12.0},
+        {"kind": "start", "time": 1000.0},
+        {"kind": "train", "step": 2, "total": 10, "loss": 0.8, "time": 1010.0},
+        {"kind": "train", "step": 4, "total": 10, "loss": 0.7, "time": 1016.0},
+    ]
+    far = how_far(events)
+    assert far is not None
+    assert (far.stage, far.done, far.total, far.left) == ("train", 4, 10, pytest.approx(18.0))
+    assert training_steps(events)["loss"].tolist() == [1.0, 0.8, 0.7]
+    assert how_far([{"kind": "start", "time": 0.0}]) is None
+
+
+def test_no_page_loads_torch(own_home: Path) -> None:
+    fill()
+    job = create("align", AlignRequest(model="a-model"))
+    assert read_job(job.id).id == job.id
+    code = (
+        "import sys\nfrom streamlit.testing.v1 import AppTest\n"
+        f"test = AppTest.from_file({MAIN!r}, default_timeout=60).run()\n"
+        f"for page in {list(PAGES.values())!r}:\n"
+        "    test.switch_page(page).run()\n"
+        "    assert not test.exception, test.exception\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
