@@ -152,7 +152,10 @@ def _pairs(
     if request.pairs is not None:
         offered: Sequence[PreferencePair] = read_pairs(request.pairs)
     else:
-        harmful, harmless = read_prompts(request.harmful), read_prompts(request.harmless)
+        # No more than the run will see: each prompt costs an answer or two.
+        half = (request.steps * request.batch_size + 1) // 2
+        harmful = read_prompts(request.harmful)[:half]
+        harmless = read_prompts(request.harmless)[:half]
         answer = _answerer(loaded, request, on_event, len(harmful) + len(harmless))
         offered = make_pairs(
             harmful.texts,

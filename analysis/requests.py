@@ -10,6 +10,8 @@ from toolkit.errors import SafeNeuronError
 
 DEFAULT_HARMFUL = "advbench[1::2]"
 DEFAULT_HARMLESS = "harmless-train[:260]"
+# 100 prompts from all six categories: the file is sorted by them.
+DEFAULT_ATTACKED = "strongreject[:300:3]"
 
 AttackSetting = Literal["ORI", "ES", "SAS", "FULL", "RANDOM"]
 
@@ -57,11 +59,11 @@ class AttackRequest(Request):
     model: str
     mask: Path
     settings: tuple[AttackSetting, ...] = ("ORI", "ES", "SAS", "FULL", "RANDOM")
-    harmful: str = "strongreject[:100]"
+    harmful: str = DEFAULT_ATTACKED
     harmless: str = "harmless-heldout[:60]"
     seeds: Annotated[int, Field(ge=1, le=100)] = 3
     max_new_tokens: Annotated[int, Field(ge=1)] = 48
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_size: Annotated[int, Field(ge=1)] = 64
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     keep_responses: bool = False
     force: bool = False

@@ -7,7 +7,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from analysis.requests import AlignRequest, AttackRequest, IdentifyRequest, parse_request
+from analysis.requests import (
+    DEFAULT_ATTACKED,
+    DEFAULT_HARMFUL,
+    DEFAULT_HARMLESS,
+    AlignRequest,
+    AttackRequest,
+    IdentifyRequest,
+    parse_request,
+)
 from app import terminal
 from toolkit.errors import SafeNeuronError
 
@@ -31,8 +39,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 def identify(
     model: Model,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Mask file.")] = None,
-    harmful: Annotated[str, typer.Option(help="Prompt set or file.")] = "advbench[1::2]",
-    harmless: Annotated[str, typer.Option(help="Prompt set or file.")] = "harmless-train[:260]",
+    harmful: Annotated[str, typer.Option(help="Prompt set or file.")] = DEFAULT_HARMFUL,
+    harmless: Annotated[str, typer.Option(help="Prompt set or file.")] = DEFAULT_HARMLESS,
     method: Annotated[
         Literal["es", "sas", "es+sas"], typer.Option(help="Score, or the union of both.")
     ] = "es+sas",
@@ -99,14 +107,14 @@ def attack(
     mask: Annotated[Path, typer.Option(help="Mask file.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Attack file.")] = None,
     settings: Annotated[str, typer.Option(help="Comma-separated, or all.")] = "all",
-    harmful: Annotated[str, typer.Option(help="Prompt set or file.")] = "strongreject[:100]",
+    harmful: Annotated[str, typer.Option(help="Prompt set or file.")] = DEFAULT_ATTACKED,
     harmless: Annotated[str, typer.Option(help="Prompt set or file.")] = "harmless-heldout[:60]",
     full: Annotated[
         bool, typer.Option("--full", help="All 313 StrongREJECT and 200 harmless prompts.")
     ] = False,
     seeds: Annotated[int, typer.Option(help="Random sets.")] = 3,
     max_new_tokens: Annotated[int, typer.Option(help="Length of an answer.")] = 48,
-    batch_size: Annotated[int, typer.Option(help="Prompts at a time.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Prompts at a time.")] = 64,
     dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = "bfloat16",
     keep_responses: Annotated[
         bool, typer.Option("--keep-responses", help="Store what the model answered.")

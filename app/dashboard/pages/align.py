@@ -53,9 +53,10 @@ def _form(expanded: bool) -> None:
         values["answer_tokens"] = int(
             c.number_input("Answer tokens", 1, 4096, usual["answer_tokens"])
         )
-        values["save_every"] = int(
-            d.number_input("Steps between saves", 1, 100_000, usual["save_every"])
+        saves = d.number_input(
+            "Steps between saves", 1, 100_000, None, placeholder="a quarter of the run"
         )
+        values["save_every"] = None if saves is None else int(saves)
         if st.form_submit_button("Align", type="primary", icon=":material/play_arrow:"):
             _start(model, mask, values)
 
