@@ -80,7 +80,7 @@ def write_report(folder: Path, mask: MaskFile, scores: pd.DataFrame, result: Att
         f"harmless ones ({mask.prompts.harmless.name})",
         f"attacked on {', '.join(f'{p.count} {s} ({p.name})' for s, p in result.prompts.items())};"
         f" greedy answers of at most {result.generation.max_new_tokens} tokens in "
-        f"{result.generation.dtype}; judge {result.judge}",
+        f"{result.generation.dtype}, cut where they are refusals already; judge {result.judge}",
         f"{result.tool.name} {result.tool.version}, {result.created:%Y-%m-%d %H:%M} UTC, "
         f"{result.seconds:.0f} s of attack",
     ]

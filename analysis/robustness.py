@@ -54,6 +54,9 @@ class Generation(Record):
     dtype: str
     batch_size: int
     do_sample: Literal[False] = False
+    stops_once_refused: bool = Field(
+        default=True, description="an answer is cut where the judge has called it a refusal"
+    )
 
 
 class AttackResult(Record):

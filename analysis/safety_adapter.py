@@ -22,7 +22,7 @@ import torch
 from analysis.statistics import wilson
 from toolkit.files import sha256_text, write_atomically
 from toolkit.generate import generate
-from toolkit.judge.refusal import VERSION, judge_refusal
+from toolkit.judge.refusal import VERSION, judge_refusal, refuses
 from toolkit.masks import now
 from toolkit.models.convert import merge_into
 from toolkit.models.load import LoadedModel, load_model
@@ -128,7 +128,7 @@ def measure(model: LoadedModel, data: AdapterData) -> dict[str, Any]:
     figures: dict[str, Any] = {"judge": VERSION, "max_new_tokens": data.evaluation_tokens}
     for name in (data.evaluation, data.held_out):
         texts = read_prompts(name).texts
-        answers = generate(model, texts, data.evaluation_tokens, batch_size=50)
+        answers = generate(model, texts, data.evaluation_tokens, 64, settled=refuses)
         verdicts = [judge_refusal(answer).verdict for answer in answers]
         figures[name] = {
             kind: asdict(wilson(verdicts.count(kind), len(verdicts)))

@@ -31,7 +31,7 @@ from analysis.store import Entry, Store
 from toolkit.capture.moments import Moments
 from toolkit.errors import SafeNeuronError
 from toolkit.judge.refusal import VERSION as JUDGE
-from toolkit.judge.refusal import judge_refusal
+from toolkit.judge.refusal import judge_refusal, refuses
 from toolkit.masks import (
     SITE,
     MaskFile,
@@ -360,7 +360,12 @@ def _answers(
         with intervene(loaded.model, loaded.layout, Intervention(neurons)):
             for side in SIDES:
                 responses = generate(
-                    loaded, prompts[side].texts, request.max_new_tokens, request.batch_size, count
+                    loaded,
+                    prompts[side].texts,
+                    request.max_new_tokens,
+                    request.batch_size,
+                    count,
+                    settled=refuses,
                 )
                 for index, response in enumerate(responses):
                     judged = judge_refusal(response)

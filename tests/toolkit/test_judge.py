@@ -2,7 +2,8 @@
 
 import pytest
 
-from toolkit.judge.refusal import degeneracy, judge_refusal, normalise
+from toolkit.judge.refusal import degeneracy, judge_refusal, normalise, refuses
+from toolkit.train.pairs import shipped_refusals
 
 
 @pytest.mark.parametrize(
@@ -74,3 +75,12 @@ def test_a_list_with_a_repeated_opening_is_language() -> None:
 def test_normalise_is_idempotent() -> None:
     text = "  **I’m** `SORRY`,\n\n> but… "
     assert normalise(normalise(text)) == normalise(text) == "i'm 'sorry', but..."
+
+
+def test_what_is_refused_stays_refused_as_the_answer_goes_on() -> None:
+    for text in shipped_refusals():
+        words = text.split(" ")
+        told = [refuses(" ".join(words[:n])) for n in range(len(words) + 1)]
+        assert told == sorted(told)
+        assert told[-1]
+        assert not told[0]
