@@ -11,7 +11,7 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -45,6 +45,13 @@ class AdapterData:
     evaluation: str = "strongreject"
     held_out: str = "harmless-heldout"
     evaluation_tokens: int = 48
+
+
+# Whole answers first, then openings alone: that is where refusing is decided.
+STAGES = (
+    LoraSettings(learning_rate=6e-4),
+    LoraSettings(learning_rate=4e-4, opening_tokens=6, epochs=0.6),
+)
 
 
 def _words(text: str) -> frozenset[str]:
@@ -139,28 +146,35 @@ def measure(model: LoadedModel, data: AdapterData) -> dict[str, Any]:
 
 def make_adapter(
     output: Path,
-    settings: LoraSettings,
+    stages: Sequence[LoraSettings],
     data: AdapterData,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Train the adapter, measure it and write both to ``output``.
+    """Train the adapter in stages, measure it and write both to ``output``.
+
+    Each stage but the last is kept beside, in ``OUTPUT-stage-N``, and not trained again.
 
     Returns:
         What ``record.json`` holds.
     """
     started = time.monotonic()
     half = load_model(BASE, dtype=torch.bfloat16)
-    examples, used = build_examples(half, data, settings.seed)
+    examples, used = build_examples(half, data, stages[0].seed)
     held_out = read_prompts(data.held_out).texts
     base_answers = generate(half, held_out, data.evaluation_tokens, batch_size=50)
     log(f"{len(examples)} examples")
-    model = load_model(BASE)
-    before = answer_perplexity(model, held_out, base_answers)
+    before = answer_perplexity(load_model(BASE), held_out, base_answers)
 
     def step(number: int, total: int, loss: float) -> None:
         log(f"step {number} of {total}: loss {loss:.3f}, {time.monotonic() - started:.0f} s")
 
-    train_lora(model, examples, settings, output, step)
+    reached: Path | None = None
+    for number, settings in enumerate(stages, start=1):
+        last = number == len(stages)
+        target = output if last else output.with_name(f"{output.name}-stage-{number}")
+        if last or not (target / "adapter_model.safetensors").exists():
+            train_lora(load_model(BASE), examples, settings, target, step, start=reached)
+        reached = target
     trained = time.monotonic() - started
     merged = load_model(BASE)
     merged.model = merge_into(merged.model, output)
@@ -176,7 +190,7 @@ def make_adapter(
     record = {
         "base": BASE,
         "data": asdict(data) | used,
-        "settings": asdict(settings),
+        "stages": [asdict(settings) for settings in stages],
         "figures": figures,
         "seconds": {"training": round(trained), "all": round(time.monotonic() - started)},
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
@@ -193,7 +207,7 @@ def main() -> None:
     def log(line: str) -> None:
         sys.stderr.write(line + "\n")
 
-    record = make_adapter(output, LoraSettings(), AdapterData(), log)
+    record = make_adapter(output, STAGES, AdapterData(), log)
     sys.stdout.write(json.dumps(record["figures"], indent=1) + "\n")
 
 

@@ -31,7 +31,12 @@ class Example:
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """How the adapter is trained; every field is recorded beside it."""
+    """How the adapter is trained; every field is recorded beside it.
+
+    ``opening_tokens`` keeps only the head of every answer. The loss is a mean over answer
+    tokens, and whether to refuse is settled in the first few: on whole answers the decision
+    is a thirtieth of the loss, on openings most of it.
+    """
 
     rank: int = 16
     alpha: int = 32
@@ -40,6 +45,7 @@ class LoraSettings:
     epochs: float = 1.0
     warmup_share: float = 0.05
     weight_decay: float = 0.0
+    opening_tokens: int | None = None
     seed: int = 0
     targets: tuple[str, ...] = (
         "q_proj",
@@ -52,13 +58,16 @@ class LoraSettings:
     )
 
 
-def encode(tokenizer: Any, example: Example) -> dict[str, list[int]]:
+def encode(
+    tokenizer: Any, example: Example, opening_tokens: int | None = None
+) -> dict[str, list[int]]:
     """Token ids and labels of one example; the prompt's labels are ignored (-100)."""
     templated = bool(tokenizer.chat_template)
     prompt = tokenizer(render_text(tokenizer, example.prompt), add_special_tokens=not templated)
     answer = tokenizer(example.answer, add_special_tokens=False)["input_ids"]
     if example.ends:
         answer = [*answer, tokenizer.eos_token_id]
+    answer = answer[:opening_tokens]
     prompt_ids = prompt["input_ids"]
     return {"input_ids": prompt_ids + answer, "labels": [-100] * len(prompt_ids) + answer}
 
@@ -69,6 +78,7 @@ def train_lora(
     settings: LoraSettings,
     adapter: Path,
     on_step: Callable[[int, int, float], None] | None = None,
+    start: Path | None = None,
 ) -> None:
     """Train a LoRA adapter on ``examples`` and write it to a folder, in bfloat16.
 
@@ -81,10 +91,11 @@ def train_lora(
         adapter: the folder to write ``adapter_config.json`` and
             ``adapter_model.safetensors`` to.
         on_step: hears of each optimiser step: its number, of how many, and the loss.
+        start: an adapter to go on from, instead of a new one.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from datasets import Dataset
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftModel
     from transformers import TrainerCallback
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
@@ -94,7 +105,7 @@ def train_lora(
             if on_step is not None and logs and "loss" in logs:
                 on_step(state.global_step, state.max_steps, float(logs["loss"]))
 
-    rows = [encode(loaded.tokenizer, example) for example in examples]
+    rows = [encode(loaded.tokenizer, example, settings.opening_tokens) for example in examples]
     torch.manual_seed(settings.seed)
     with tempfile.TemporaryDirectory() as scratch:
         config = SFTConfig(
@@ -118,18 +129,22 @@ def train_lora(
             # Rows of like length together: a third less padding.
             train_sampling_strategy="group_by_length",
         )
+        model: Any = loaded.model
+        fresh = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            target_modules=list(settings.targets),
+            lora_dropout=0.0,
+            task_type="CAUSAL_LM",
+        )
+        if start is not None:
+            model = PeftModel.from_pretrained(model, str(start), is_trainable=True)
         trainer = SFTTrainer(
-            model=loaded.model,
+            model=model,
             args=config,
             train_dataset=Dataset.from_list(rows),
             processing_class=loaded.tokenizer,
-            peft_config=LoraConfig(
-                r=settings.rank,
-                lora_alpha=settings.alpha,
-                target_modules=list(settings.targets),
-                lora_dropout=0.0,
-                task_type="CAUSAL_LM",
-            ),
+            peft_config=None if start is not None else fresh,
             callbacks=[Steps()],
         )
         trainer.train()
