@@ -35,6 +35,7 @@ def _styled(figure: go.Figure, height: int) -> go.Figure:
         font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
         margin={"l": 56, "r": 16, "t": 44, "b": 48},
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.06, "x": 0, "title": None},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": INK, "activecolor": BLUE},
         hoverlabel={"font": {"family": "system-ui, sans-serif"}},
         bargap=0.25,
     )
@@ -129,7 +130,7 @@ def _rows(part: pd.DataFrame) -> list[list[float]]:
 
 
 def layer_fraction_figure(neurons: NeuronSet) -> go.Figure:
-    """Share of each layer's neurons that is selected, in per cent."""
+    """Share of each layer's neurons that is selected, in per cent; dotted: of the model."""
     counts, widths = neurons.counts(), np.array(neurons.widths)
     share = 100 * np.divide(counts, widths, out=np.zeros(len(widths)), where=widths > 0)
     figure = go.Figure()
@@ -143,7 +144,6 @@ def layer_fraction_figure(neurons: NeuronSet) -> go.Figure:
     figure.add_hline(
         y=100 * neurons.fraction,
         line={"color": INK, "dash": "dot", "width": 1},
-        annotation={"text": f"whole model {neurons.fraction:.2%}", "font": {"color": INK}},
     )
     figure.update_xaxes(title="layer")
     figure.update_yaxes(title="selected neurons, %", rangemode="tozero")
@@ -172,7 +172,8 @@ def score_histogram(
             annotation={"text": f"> {threshold:g}", "font": {"color": VERMILION}},
         )
     figure.update_xaxes(title=NAMES.get(score, score))
-    figure.update_yaxes(title="neurons", type="log")
+    figure.update_yaxes(title="neurons", type="log", dtick=1)
+    figure.update_yaxes(range=[-0.2, float(np.log10(max(counts.max(), 1))) + 0.2])
     return _styled(figure, 280)
 
 

@@ -14,6 +14,8 @@ from toolkit.errors import SafeNeuronError
 
 MAIN = Path(__file__).parent / "dashboard" / "main.py"
 GRACE = 110.0  # seconds; the worker's job saves meanwhile
+# Not -m: as __main__ its task would have another name than the one pages enqueue.
+WORKER = "from app.jobs.queue import work; work()"
 READY = 60.0  # seconds that the page server has to become healthy
 
 THEME = {
@@ -55,7 +57,7 @@ def serve(port: int, address: str = "127.0.0.1", with_worker: bool = True) -> in
     children = [_start(command)]
     try:
         if with_worker:
-            children.append(_start([sys.executable, "-m", "app.jobs.queue"]))
+            children.append(_start([sys.executable, "-c", WORKER]))
         threading.Thread(target=_announce, args=(port, address, stop), daemon=True).start()
         while not stop.wait(0.3):
             for child in children:

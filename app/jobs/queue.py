@@ -118,7 +118,3 @@ def work() -> None:
                 _stopping.wait(IDLE)
             else:
                 huey.execute(task)
-
-
-if __name__ == "__main__":
-    work()

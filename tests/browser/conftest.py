@@ -113,12 +113,13 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture
 def page(chromium: Browser) -> Iterator[Page]:
     """A tab; an error on the page fails the test that saw it."""
-    tab = chromium.new_page(viewport={"width": 1280, "height": 1000})
+    context = chromium.new_context(viewport={"width": 1280, "height": 1000})
+    tab = context.new_page()
     tab.set_default_timeout(60_000)
     errors: list[str] = []
     tab.on("pageerror", lambda error: errors.append(str(error)))
     yield tab
     shown = tab.locator("[data-testid=stException]").all_inner_texts()
-    tab.close()
+    context.close()
     assert not shown, shown
     assert not errors, errors

@@ -33,6 +33,7 @@ def _form(expanded: bool) -> None:
             usual["zero"],
             help="Algorithm 1, step 3: the model learns to refuse without them.",
         )
+        left, right = st.columns(2)
         harmful = left.text_input("Harmful prompts for pairs", usual["harmful"])
         harmless = right.text_input("Harmless prompts for pairs", usual["harmless"])
         values: dict[str, Any] = {"recipe": recipe, "zero": zero}

@@ -166,8 +166,8 @@ def _study(entry: Entry) -> None:
     counts[2].metric(
         "Layers with any", f"{len(neurons.layers())} of {len(neurons.widths)}", border=True
     )
-    by_score = " · ".join(f"{name.upper()} {len(part):,}" for name, part in parts.items())
-    counts[3].metric("Chosen by", by_score, border=True)
+    by_score = " / ".join(f"{len(part):,}" for part in parts.values())
+    counts[3].metric("By " + " / ".join(map(str.upper, parts)), by_score, border=True)
 
     color = st.segmented_control(
         "Colour", list(COLORS), default="sas", format_func=lambda name: COLORS[name], key="color"
@@ -196,7 +196,7 @@ def _study(entry: Entry) -> None:
         )
     with right:
         st.subheader("By layer")
-        st.caption("Share of each layer's neurons that is selected.")
+        st.caption("Share of each layer's neurons that is selected; dotted: of the whole model.")
         st.plotly_chart(layer_fraction_figure(neurons), theme=None, key="by-layer")
     st.subheader("Scores of all neurons")
     for place, name in zip(st.columns(len(parts)), parts, strict=True):
