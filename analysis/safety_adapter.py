@@ -175,6 +175,7 @@ def make_adapter(
         if last or not (target / "adapter_model.safetensors").exists():
             train_lora(load_model(BASE), examples, settings, target, step, start=reached)
         reached = target
+    _name_its_base(output)
     trained = time.monotonic() - started
     merged = load_model(BASE)
     merged.model = merge_into(merged.model, output)
@@ -198,6 +199,15 @@ def make_adapter(
     }
     write_atomically(output / "record.json", json.dumps(record, indent=1) + "\n")
     return record
+
+
+def _name_its_base(adapter: Path) -> None:
+    """Let the configuration name the base model instead of a folder of this machine."""
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text("utf-8")) | {"base_model_name_or_path": BASE}
+    write_atomically(path, json.dumps(config, indent=1) + "\n")
+    (adapter / "README.md").unlink(missing_ok=True)
+    (adapter / "adapter_model.safetensors").chmod(0o644)
 
 
 def main() -> None:
