@@ -51,6 +51,7 @@ class AdapterData:
 STAGES = (
     LoraSettings(learning_rate=6e-4),
     LoraSettings(learning_rate=4e-4, opening_tokens=6, epochs=0.6),
+    LoraSettings(learning_rate=4e-4, opening_tokens=6, seed=1),
 )
 
 
