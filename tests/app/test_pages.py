@@ -60,7 +60,11 @@ def fill(evil: bool = False) -> tuple[Entry, Entry]:
         table.to_parquet(folder / "scores.parquet", index=False)
         mask.write(folder / "mask.json")
 
-    facts: dict[str, Any] = {"model": name, "fingerprint": model.fingerprint, "architecture": "llama"}
+    facts: dict[str, Any] = {
+        "model": name,
+        "fingerprint": model.fingerprint,
+        "architecture": "llama",
+    }
     facts |= {"widths": WIDTHS, "count": mask.count, "fraction": mask.fraction}
     facts |= {"method": "es+sas", "position": "last", "parameters": selection.parameters()}
     facts |= {"harmful": "some", "harmless": "some"}

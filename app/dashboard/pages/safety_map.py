@@ -260,7 +260,13 @@ def _form(expanded: bool) -> None:
             values |= {"top": round(top / 100, 6), "batch_size": int(batch)}
             if not model:
                 failure(SafeNeuronError("choose a model, or type the name of one"))
-            elif launch_from_page("identify", parse_request(IdentifyRequest, values)):
+                return
+            try:
+                request = parse_request(IdentifyRequest, values)
+            except SafeNeuronError as error:
+                failure(error)
+                return
+            if launch_from_page("identify", request):
                 st.rerun()
 
 
