@@ -168,12 +168,13 @@ def list_jobs() -> list[Job]:
     """Every readable job, newest first."""
     found = []
     names = [path.name for path in runs().iterdir()] if runs().is_dir() else []
-    for name in sorted(filter(ID.fullmatch, names), reverse=True):
+    for name in filter(ID.fullmatch, names):
         try:
             found.append(read_folder(runs() / name))
         except SafeNeuronError:
             continue  # its folder was moved or deleted
-    return found
+    # Ids count seconds; two jobs may be of the same one.
+    return sorted(found, key=lambda job: job.created, reverse=True)
 
 
 def state_of(job: Job) -> State:

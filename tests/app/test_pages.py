@@ -226,6 +226,12 @@ def test_the_align_form_makes_one_job() -> None:
     assert state_of(job).state == "cancelled"
     submit(test, "Go on")
     assert state_of(job).state == "queued"
+    # Another, from the page that shows the first.
+    next(n for n in test.number_input if n.label == "Steps").set_value(5)
+    submit(test, "Align")
+    newest = list_jobs()[0]
+    assert newest.request["steps"] == 5
+    assert any(newest.id in caption.value.replace("\\", "") for caption in test.caption)
 
 
 def test_identify_and_attack_forms_make_jobs() -> None:

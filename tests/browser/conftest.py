@@ -38,7 +38,8 @@ class Dashboard:
 
     def runs(self, verb: str) -> list[Path]:
         """The job folders of a verb, oldest first."""
-        return sorted((self.home / "runs").glob(f"*-{verb}-*"))
+        # A folder without job.json is still being made.
+        return sorted(p.parent for p in (self.home / "runs").glob(f"*-{verb}-*/job.json"))
 
 
 def free_port() -> int:

@@ -15,6 +15,10 @@ def choose_one(
     asked = st.query_params.get(name)
     index = options.index(asked) if asked in options else 0
     key = f"{name}-choice"
+    # A widget's value may be set before it is drawn, not after: a form below it leaves word.
+    following = st.session_state.pop(f"{name}-next", None)
+    if following in options:
+        st.session_state[key] = following
     if st.session_state.get(key) not in (None, *options):
         del st.session_state[key]
     value = st.selectbox(label, options, index=index, format_func=label_of, key=key, **more)

@@ -77,7 +77,7 @@ def _start(model: str | None, mask: str | None, values: dict[str, Any]) -> None:
         return
     job = launch_from_page("align", request)
     if job is not None:
-        st.session_state["run-choice"] = job.id
+        st.session_state["run-next"] = job.id
         st.rerun()
 
 

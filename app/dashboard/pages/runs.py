@@ -8,7 +8,7 @@ import streamlit as st
 from app.dashboard import data
 from app.dashboard.components.choose import choose_one
 from app.dashboard.components.job import job_panel
-from app.dashboard.components.text import heading, nothing_yet, plain
+from app.dashboard.components.text import heading, plain
 from app.jobs.folder import ALIVE, Job, events, list_jobs, state_of
 from app.jobs.progress import how_far
 
@@ -60,7 +60,11 @@ def _log(job: Job) -> str:
 heading("Runs", "Jobs go on when this page is closed. One runs at a time; the others wait.")
 jobs = list_jobs()
 if not jobs:
-    nothing_yet("job", "start one from the forms on the other pages")
+    st.info(
+        "No job yet: start one from the forms on the other pages. Commands such as "
+        "`safeneuron demo` do their work in the terminal and leave none here.",
+        icon=":material/explore:",
+    )
 else:
     moving = any(state_of(job).state in {"queued", *ALIVE} for job in jobs)
     st.fragment(_table, run_every=POLL if moving else None)(jobs[:100])

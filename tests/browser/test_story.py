@@ -1,0 +1,150 @@
+"""What a person does in the dashboard, in a real browser: look, click, train, come back."""
+
+import json
+import re
+import time
+from collections.abc import Callable
+
+import pandas as pd
+import pytest
+from playwright.sync_api import Page, expect
+
+from app.jobs.folder import Job, read_folder, state_of
+from tests.browser.conftest import Dashboard
+
+pytestmark = pytest.mark.browser
+expect.set_options(timeout=60_000)
+
+MAP = ".js-plotly-plot"
+# Where a trace's point lies in the window, and what it carries.
+POINT = """([trace, index]) => {
+  const graph = document.querySelector('.js-plotly-plot'), layout = graph._fullLayout;
+  const box = graph.getBoundingClientRect(), data = graph._fullData[trace];
+  return {x: box.left + layout._size.l + layout.xaxis.l2p(data.x[index]),
+          y: box.top + layout._size.t + layout.yaxis.l2p(data.y[index]),
+          carried: Array.from(data.customdata[index])};
+}"""
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.2)
+
+
+def test_a_click_on_the_map_shows_the_neuron(page: Page, dashboard: Dashboard) -> None:
+    page.goto(dashboard.url)
+    page.wait_for_selector(MAP)
+    scores = pd.read_parquet(dashboard.scores)
+    drawn = page.evaluate(f"document.querySelector('{MAP}')._fullData.map(t => t.x.length)")
+    assert sum(drawn[:2]) == len(scores)
+    first = page.get_by_text(re.compile(r"^Layer \d+, neuron \d+$")).inner_text()
+    # One of the selected and one of the rest, neither the one shown at first.
+    for trace, index in ((1, 2), (0, 40)):
+        page.locator(MAP).first.scroll_into_view_if_needed()
+        page.wait_for_timeout(500)
+        point = page.evaluate(POINT, [trace, index])
+        layer, neuron = point["carried"][:2]
+        words = f"Layer {layer}, neuron {neuron}"
+        assert words != first
+        page.mouse.move(point["x"], point["y"])
+        page.wait_for_timeout(300)
+        page.mouse.click(point["x"], point["y"])
+        expect(page.get_by_text(words, exact=True)).to_be_visible()
+        row = scores[(scores["layer"] == layer) & (scores["neuron"] == neuron)].iloc[0]
+        table = page.locator("[data-testid=stTable]").inner_text()
+        for name in ("es", "sas", "delta", "mean_harmful", "mean_harmless"):
+            assert f"{row[name]:.4g}" in table
+        # The badge's icon is a letter of its font, so the text is not the badge's whole.
+        badge = page.locator(".stMarkdownBadge").first
+        expect(badge).to_contain_text("in the mask")
+        assert ("not in the mask" in badge.inner_text()) == (trace == 0)
+
+
+def test_a_link_restores_the_view(page: Page, dashboard: Dashboard) -> None:
+    page.goto(f"{dashboard.url}/?method=sas&by=top&top=0.1&layer=1&neuron=5")
+    expect(page.get_by_text("Layer 1, neuron 5", exact=True)).to_be_visible()
+    expect(page.get_by_test_id("stMetricValue").first).to_have_text("19")  # a tenth of 192
+
+
+def start_alignment(page: Page, dashboard: Dashboard, steps: int) -> Job:
+    page.goto(f"{dashboard.url}/align")
+    form = page.locator("[data-testid=stForm]")
+    form.wait_for(state="attached")
+    if not form.is_visible():
+        page.get_by_text("Start an alignment").click()
+    fields = {"Harmful prompts for pairs": dashboard.prompts["harmful"]}
+    fields |= {"Harmless prompts for pairs": dashboard.prompts["harmless"]}
+    for label, value in (fields | {"Steps": steps, "Pairs a step": 2, "Answer tokens": 6}).items():
+        form.get_by_label(label, exact=True).fill(str(value))
+        form.get_by_label(label, exact=True).press("Tab")
+    before = set(dashboard.runs("align"))
+    form.get_by_role("button", name="Align").click()
+    wait_for(lambda: len(dashboard.runs("align")) > len(before))
+    [folder] = set(dashboard.runs("align")) - before
+    page.wait_for_url(re.compile(f"run={folder.name}"))
+    return read_folder(folder)
+
+
+def test_align_shows_curves_and_survives_a_refresh(page: Page, dashboard: Dashboard) -> None:
+    job = start_alignment(page, dashboard, steps=4)
+    assert job.request["steps"] == 4
+    page.reload()
+    second = page.context.new_page()
+    second.goto(page.url)
+    for tab in (page, second):
+        expect(tab.get_by_text(job.id).first).to_be_visible()
+        tab.locator(MAP).first.wait_for(timeout=240_000)
+    wait_for(lambda: state_of(job).state == "done")
+    for tab in (page, second):
+        expect(tab.get_by_role("button", name="Attack the result")).to_be_visible()
+    second.close()
+    steps = page.evaluate(f"Array.from(document.querySelector('{MAP}')._fullData[0].x)")
+    assert steps == [1, 2, 3, 4]
+    logged = [json.loads(line) for line in job.file("events.jsonl").read_text().splitlines()]
+    losses = [event["loss"] for event in logged if event["kind"] == "train"]
+    drawn = page.evaluate(f"Array.from(document.querySelector('{MAP}')._fullData[0].y)")
+    assert drawn == pytest.approx(losses)
+
+
+def test_before_and_after_are_compared(page: Page, dashboard: Dashboard) -> None:
+    [folder] = dashboard.runs("align")
+    page.goto(f"{dashboard.url}/align?run={folder.name}")
+    page.get_by_text("Options of the attack").click()
+    for label, side in (("Harmful prompts", "harmful"), ("Harmless prompts", "harmless")):
+        page.get_by_label(label, exact=True).fill(str(dashboard.prompts[side]))
+        page.get_by_label(label, exact=True).press("Tab")
+    page.get_by_label("Answer tokens", exact=True).first.fill("4")
+    page.get_by_label("Answer tokens", exact=True).first.press("Tab")
+    page.get_by_role("button", name="Compare before/after").click()
+    wait_for(lambda: len(dashboard.runs("attack")) == 2)
+    jobs = [read_folder(path) for path in dashboard.runs("attack")]
+    assert {job.request["model"] for job in jobs} == {
+        str(dashboard.model),
+        str(folder),
+    }
+    wait_for(lambda: all(state_of(job).state == "done" for job in jobs), 240)
+    expect(page.get_by_text(re.compile("^before.? Removing"))).to_be_visible()
+    names = "Array.from(document.querySelectorAll('.js-plotly-plot')).at(-1)"
+    page.wait_for_function(f"{names}._fullData.some(t => t.name === 'after')")
+
+
+def test_cancel_stops_a_long_alignment(page: Page, dashboard: Dashboard) -> None:
+    job = start_alignment(page, dashboard, steps=5000)
+    wait_for(lambda: state_of(job).state == "running")
+    page.locator(MAP).first.wait_for(timeout=240_000)
+    page.get_by_role("button", name="Cancel").click()
+    wait_for(lambda: state_of(job).state == "cancelled")
+    expect(page.get_by_role("button", name="Go on")).to_be_visible()
+    expect(page.locator(".stMarkdownBadge").first).to_contain_text("cancelled")
+
+
+def test_a_narrow_screen_does_not_scroll_sideways(page: Page, dashboard: Dashboard) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    for place in ("", "attack", "align", "runs"):
+        page.goto(f"{dashboard.url}/{place}")
+        page.wait_for_selector("h1")
+        page.wait_for_timeout(1500)
+        main = page.locator("[data-testid=stMain]")
+        assert main.evaluate("e => e.scrollWidth - e.clientWidth") <= 1
