@@ -5,6 +5,7 @@ starts the job's own process, in a group of its own, and waits for it.
 """
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -20,13 +21,16 @@ from analysis.requests import Request
 from app.jobs.folder import (
     ALIVE,
     Job,
+    State,
     Verb,
+    change_state,
     create,
     list_jobs,
     read_folder,
     requeue,
     state_of,
 )
+from app.jobs.run import ALREADY_RUNNING
 from toolkit.errors import SafeNeuronError
 from toolkit.home import home
 
@@ -80,15 +84,28 @@ def run_folder(folder: str) -> None:
     while process.poll() is None:
         if not _stopping.wait(IDLE):
             continue
-        wanted = state_of(job).state == "running"  # not one that a user is cancelling
+        # Not one that a user is cancelling; "queued" while its process is still starting.
+        wanted = state_of(job).state in {"queued", "running"}
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(GRACE)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        if wanted and state_of(job).state in {"cancelled", "lost"}:
+        if wanted and state_of(job).state in {"queued", "cancelled", "lost"}:
             enqueue(job)
+        return
+    if process.returncode not in {0, ALREADY_RUNNING}:
+        change_state(job, _never_began)
+
+
+def _never_began(old: State) -> State | None:
+    """Failed, if the process died before it could say anything of itself."""
+    if old.state != "queued":
+        return None
+    return old.model_copy(
+        update={"state": "failed", "error": "the job's process did not start; see the worker's log"}
+    )
 
 
 def work() -> None:

@@ -24,6 +24,7 @@ from toolkit.errors import SafeNeuronError
 from toolkit.files import write_atomically
 
 HEARTBEAT = 2.0  # seconds
+ALREADY_RUNNING = 3  # exit code of a second process on a live folder
 
 
 class Cancelled(BaseException):
@@ -162,7 +163,7 @@ def main() -> None:
         lock.acquire(timeout=0)
     except Timeout:
         sys.stderr.write(f"safeneuron: {job.id} is running already\n")
-        sys.exit(3)
+        sys.exit(ALREADY_RUNNING)
     if state_of(job).state == "done":
         sys.exit(0)
     # Our own group, so that a cancel reaches every process of the job and no other.

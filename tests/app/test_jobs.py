@@ -3,20 +3,25 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
-from analysis.requests import AlignRequest, IdentifyRequest
+from analysis.requests import AlignRequest, AttackRequest, IdentifyRequest
+from analysis.robustness import read_attack
 from app.jobs import folder as jobs
 from app.jobs import queue
 from app.jobs.folder import Job, append_event, cancel, create, events, list_jobs, read_job, state_of
 from app.launch import run_to_end
+from app.serve import serve
 from tests.tiny import HARMFUL, HARMLESS
 from toolkit.errors import SafeNeuronError
 from toolkit.masks import read_mask
@@ -218,6 +223,34 @@ def test_a_worker_told_to_stop_leaves_its_job_for_the_next(tmp_path: Path) -> No
     assert queue.queue().dequeue() is not None
 
 
+def test_a_process_that_never_begins_is_a_failed_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Job) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
+
+    monkeypatch.setattr(queue, "spawn", broken)
+    job = queue.launch("identify", fake())
+    queue.queue().execute(queue.queue().dequeue())
+    assert state_of(job).state == "failed"
+    assert "did not start" in (state_of(job).error or "")
+
+
+def test_a_worker_stopped_while_a_process_starts_keeps_the_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def starting(_: Job) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-c", "import time; time.sleep(60)"]
+        return subprocess.Popen(command, start_new_session=True)
+
+    monkeypatch.setattr(queue, "spawn", starting)
+    stopping = threading.Event()
+    stopping.set()
+    monkeypatch.setattr(queue, "_stopping", stopping)
+    job = queue.launch("identify", fake())
+    queue.queue().execute(queue.queue().dequeue())
+    assert state_of(job).state == "queued"
+    assert queue.queue().dequeue() is not None
+
+
 def test_the_command_line_watches_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.launch.spawn", spawn)
     heard: list[tuple[str, int, int]] = []
@@ -243,3 +276,50 @@ def test_identify_and_attack_as_jobs(tiny_llama: Path, tmp_path: Path) -> None:
     mask = read_mask(Path(result["mask"]))
     scores = pd.read_parquet(Path(result["mask"]).with_name("scores.parquet"))
     assert 0 < mask.count <= len(scores) // 10
+    attack = AttackRequest(
+        model=str(tiny_llama),
+        mask=Path(result["mask"]),
+        settings=("ORI", "FULL"),
+        harmful=sides["harmful"],
+        harmless=sides["harmless"],
+        seeds=1,
+        max_new_tokens=2,
+        dtype="float32",
+    )
+    job = create("attack", attack)
+    assert queue.spawn(job).wait(200) == 0, job.file("log.txt").read_text("utf-8")
+    result = jobs.result_of(job)
+    assert result is not None
+    read = read_attack(Path(result["attack"]))
+    assert [setting.name for setting in read.settings] == ["ORI", "FULL"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_serve_answers_and_leaves_no_process_behind() -> None:
+    port = free_port()
+    code = f"import sys; from app.serve import serve; sys.exit(serve({port}, '127.0.0.1'))"
+    server = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    lines = iter(server.stderr.readline, "")
+    assert any(f"http://127.0.0.1:{port}" in line and "dashboard" in line for line in lines)
+    children = psutil.Process(server.pid).children(recursive=True)
+    assert len(children) >= 2  # the page server and the worker
+    server.terminate()
+    assert server.wait(60) == 0
+    server.stderr.close()
+    assert not [child for child in children if child.is_running()]
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_serve_names_a_taken_port() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(SafeNeuronError, match="choose another --port"):
+            serve(taken.getsockname()[1], "127.0.0.1")
