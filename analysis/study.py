@@ -496,22 +496,21 @@ def _settings(
 
 
 def finding_prompts(request: AttackRequest, attacked: PromptSet) -> dict[Side, PromptSet]:
-    """Prompts to identify on: none of those that are then answered."""
+    """Prompts to identify on: none of those that are then answered.
+
+    Raises:
+        SafeNeuronError: fewer than two are left on a side.
+    """
     found: dict[Side, PromptSet] = {
-        "harmful": read_prompts(request.find_harmful),
+        "harmful": read_prompts(request.find_harmful).without(attacked),
         "harmless": read_prompts(request.find_harmless),
     }
     for side, prompts in found.items():
         if len(prompts) < 2:
             raise SafeNeuronError(
-                f"{prompts.name} holds one {side} prompt; a variance needs at least two"
+                f"{prompts.name} leaves {len(prompts)} {side} prompts to identify on, and a "
+                f"variance needs at least two; choose others with --find-{side}"
             )
-    shared = set(found["harmful"].texts) & set(attacked.texts)
-    if shared:
-        raise SafeNeuronError(
-            f"{len(shared)} of the prompts to identify on are also attacked; choose others with "
-            "--find-harmful"
-        )
     return found
 
 

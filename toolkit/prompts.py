@@ -78,6 +78,14 @@ class PromptSet:
             for name, prompts in found.items()
         }
 
+    def without(self, others: "PromptSet") -> "PromptSet":
+        """Those whose messages are not among the others', named with how many were left out."""
+        unwanted = set(others.texts)
+        kept = tuple(prompt for prompt in self.prompts if prompt.text not in unwanted)
+        if len(kept) == len(self):
+            return self
+        return PromptSet(f"{self.name} without {len(self) - len(kept)} of {others.name}", kept)
+
     def info(self) -> PromptsInfo:
         """Name, hash and count, as results record them."""
         return PromptsInfo(name=self.name, sha256=self.sha256, count=len(self))
