@@ -26,7 +26,10 @@ from toolkit.home import home
 
 MANIFEST = "manifest.json"
 SCHEMA = "safeneuron.entry/1"
-KINDS = ("identify", "attack", "redteam", "capability", "moments", "plan")
+KINDS = (
+    *("identify", "attack", "redteam", "capability", "neuron", "score"),
+    *("moments", "activations", "plan"),
+)
 ABANDONED = 86_400.0  # seconds
 
 

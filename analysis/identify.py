@@ -1,0 +1,164 @@
+"""Identify the safety neurons (SafeNeuron, Sec. 3.2): measure, score, select, remember."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from analysis.evidence import Evidence, load_moments
+from analysis.expressions import Leaf, parse
+from analysis.requests import IdentifyRequest
+from analysis.scores.registry import find_score
+from analysis.scores.table import score_table
+from analysis.select import Selection, select_parts
+from analysis.store import Entry, Store
+from toolkit.errors import SafeNeuronError
+from toolkit.masks import MaskFile, MaskPrompts, MethodInfo, ModelInfo, read_mask
+from toolkit.models.sources import resolve
+from toolkit.progress import Progress, silent
+from toolkit.prompts import PromptSet, read_prompts
+
+
+@dataclass(frozen=True)
+class Identified:
+    """What ``identify`` found, and whether no model had to be run for it."""
+
+    entry: Entry
+    mask: MaskFile
+    reused: bool
+
+
+def identify(
+    request: IdentifyRequest, progress: Progress = silent, store: Store | None = None
+) -> Identified:
+    """Find a model's safety neurons.
+
+    The expensive parts, what scores read and the scores, are stored by themselves:
+    another method or threshold over the same prompts runs no model either.
+
+    Raises:
+        SafeNeuronError: bad input, before anything is written; prompts on which no neuron
+            varies; or no neuron that passes.
+    """
+    store = store or Store()
+    selection = request.selection()
+    wanted = list(dict.fromkeys([*selection.scores, *_also(request)]))
+    evidence = Evidence(request, resolve(request.model), read_sets(request), progress, store)
+    for leaf in wanted:
+        evidence.subject(leaf)  # says what is missing before any model is run
+        if find_score(leaf.score).reads == "change":
+            _ = evidence.base_folder
+    whole = bool(request.bootstrap) or any(
+        find_score(leaf.score).reads == "activations" for leaf in wanted
+    )
+    captured = evidence.moments(whole=whole)
+    scores = {leaf.name: evidence.score_entry(leaf) for leaf in wanted if leaf.side != "contrast"}
+    recipe = {
+        "moments": captured.key,
+        "method": request.method,
+        "parameters": selection.parameters(),
+        "source": request.model,
+        "scores": {name: entry.key for name, entry in scores.items()},
+        "contrasts": [leaf.name for leaf in wanted if leaf.side == "contrast"],
+    }
+    entry = store.find("identify", recipe)
+    if entry is None:
+        entry = _select_and_save(selection, captured, evidence, wanted, recipe)
+    return Identified(entry, read_mask(entry.file("mask.json")), not evidence.ran)
+
+
+def read_sets(request: IdentifyRequest) -> dict[str, PromptSet]:
+    """The request's prompts.
+
+    Raises:
+        SafeNeuronError: a set that can't be read, or holds fewer than two prompts.
+    """
+    named = {"harmful": request.harmful, "harmless": request.harmless, "utility": request.utility}
+    sets = {side: read_prompts(name) for side, name in named.items() if name is not None}
+    for side, prompts in sets.items():
+        if len(prompts) < 2:
+            raise SafeNeuronError(
+                f"{prompts.name} holds one {side} prompt; a variance needs at least two"
+            )
+    return sets
+
+
+def _also(request: IdentifyRequest) -> list[Leaf]:
+    """Scores that are put on the table without being chosen by."""
+    found = []
+    for name in request.also:
+        leaf = parse(name)
+        if not isinstance(leaf, Leaf):
+            raise SafeNeuronError(f"--also {name}: name scores, separated by commas")
+        find_score(leaf.score)
+        found.append(leaf)
+    return found
+
+
+def _select_and_save(
+    selection: Selection,
+    captured: Entry,
+    evidence: Evidence,
+    wanted: list[Leaf],
+    recipe: Mapping[str, object],
+) -> Entry:
+    request, sets = evidence.request, evidence.sets
+    sides = [load_moments(captured, side) for side in ("harmful", "harmless")]
+    if not any(layer.m2.any() for side in sides for layer in side):
+        raise SafeNeuronError(
+            f"no neuron varies from prompt to prompt at the {request.position} position; give "
+            "prompts that differ, or another --position"
+        )
+    table = score_table(*sides, {leaf.name: evidence.scored(leaf) for leaf in wanted})
+    model = ModelInfo.model_validate(captured.summary["model"] | {"source": request.model})
+    parts = select_parts(table, model.neurons_per_layer, selection)
+    neurons = reduce(or_, parts.values())
+    if not len(neurons):
+        raise SafeNeuronError(
+            f"no neuron passes {selection.method} with {selection.parameters()}; lower the "
+            "thresholds, or choose a share with --top 0.01"
+        )
+    parameters: dict[str, JsonValue] = selection.parameters() | {
+        "position": request.position,
+        "backend": request.backend,
+        "dtype": request.dtype,
+    }
+    if "utility" in sets:
+        parameters["utility"] = sets["utility"].sha256
+    if any(find_score(leaf.score).reads == "change" for leaf in selection.scores):
+        parameters["base"] = evidence.base_folder.fingerprint
+    mask = MaskFile.of(
+        neurons,
+        model,
+        MethodInfo(name=request.method, parameters=parameters),
+        MaskPrompts(harmful=sets["harmful"].info(), harmless=sets["harmless"].info()),
+        parts,
+    )
+
+    def write(scratch: Path) -> None:
+        table.to_parquet(scratch / "scores.parquet", index=False)
+        mask.write(scratch / "mask.json")
+
+    return evidence.store.save(
+        "identify",
+        recipe,
+        f"safety neurons of {request.model} by {request.method} at the {request.position} position",
+        {
+            "model": request.model,
+            "fingerprint": model.fingerprint,
+            "architecture": model.architecture,
+            "widths": model.neurons_per_layer,
+            "count": mask.count,
+            "fraction": mask.fraction,
+            "method": request.method,
+            "position": request.position,
+            "parameters": parameters,
+            "harmful": sets["harmful"].name,
+            "harmless": sets["harmless"].name,
+            "scores": [leaf.name for leaf in wanted],
+        },
+        write,
+    )
