@@ -106,13 +106,13 @@ def _select_and_save(
     recipe: Mapping[str, object],
 ) -> Entry:
     request, sets = evidence.request, evidence.sets
-    sides = [load_moments(captured, side) for side in ("harmful", "harmless")]
-    if not any(layer.m2.any() for side in sides for layer in side):
+    unsafe, safe = (load_moments(captured, side) for side in ("harmful", "harmless"))
+    if not any(layer.m2.any() for layer in (*unsafe, *safe)):
         raise SafeNeuronError(
             f"no neuron varies from prompt to prompt at the {request.position} position; give "
             "prompts that differ, or another --position"
         )
-    table = score_table(*sides, {leaf.name: evidence.scored(leaf) for leaf in wanted})
+    table = score_table(unsafe, safe, {leaf.name: evidence.scored(leaf) for leaf in wanted})
     model = ModelInfo.model_validate(captured.summary["model"] | {"source": request.model})
     parts = select_parts(table, model.neurons_per_layer, selection)
     neurons = reduce(or_, parts.values())

@@ -62,7 +62,8 @@ def probe_score(values: "Tensor", labels: "Tensor", epochs: int = EPOCHS) -> Vec
     if deviation == 0:
         return np.zeros(len(weight))
     z = np.abs((weight - weight.mean()) / deviation)
-    return np.where(weight > 0, z, -z)
+    signed: Vector = np.where(weight > 0, z, -z)
+    return signed
 
 
 def probe_weights(values: "Tensor", labels: "Tensor", epochs: int = EPOCHS) -> "Tensor":

@@ -33,4 +33,5 @@ def two_sample_t(harmful: Moments, harmless: Moments) -> Vector:
     unlike d it grows with the number of prompts, and has a p-value.
     """
     n, m = harmful.count, harmless.count
-    return effect_size(harmful, harmless) * np.sqrt(n * m / (n + m))
+    t: Vector = effect_size(harmful, harmless) * np.sqrt(n * m / (n + m))
+    return t
