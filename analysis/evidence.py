@@ -183,7 +183,7 @@ class Evidence:
         """
         if leaf.side == "contrast":
             return self.scored(Leaf(leaf.score)).minus(self.scored(Leaf(leaf.score, "utility")))
-        return _read_scored(self.score_entry(leaf))
+        return read_scored(self.score_entry(leaf))
 
     def score_entry(self, leaf: Leaf) -> Entry:
         """Where one score is kept, computed when it isn't there."""
@@ -341,6 +341,7 @@ def _layers(entry: Entry, side: str) -> _Layers:
     return _Layers(entry, side)
 
 
-def _read_scored(entry: Entry) -> Scored:
+def read_scored(entry: Entry) -> Scored:
+    """The score that a ``score`` entry holds."""
     arrays = load_file(entry.file("score.safetensors"))
     return Scored(arrays["score"], *(arrays.get(name) for name in ("p", "low", "high")))

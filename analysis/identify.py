@@ -1,6 +1,6 @@
 """Identify the safety neurons (SafeNeuron, Sec. 3.2): measure, score, select, remember."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -45,7 +45,7 @@ def identify(
     """
     store = store or Store()
     selection = request.selection()
-    wanted = list(dict.fromkeys([*selection.scores, *_also(request)]))
+    wanted = list(dict.fromkeys([*selection.scores, *named_scores(request.also)]))
     evidence = Evidence(request, resolve(request.model), read_sets(request), progress, store)
     for leaf in wanted:
         evidence.subject(leaf)  # says what is missing before any model is run
@@ -86,10 +86,14 @@ def read_sets(request: IdentifyRequest) -> dict[str, PromptSet]:
     return sets
 
 
-def _also(request: IdentifyRequest) -> list[Leaf]:
-    """Scores that are put on the table without being chosen by."""
+def named_scores(names: Sequence[str]) -> list[Leaf]:
+    """Scores by name, each with its side.
+
+    Raises:
+        SafeNeuronError: there is none of a name.
+    """
     found = []
-    for name in request.also:
+    for name in names:
         leaf = parse(name)
         if not isinstance(leaf, Leaf):
             raise SafeNeuronError(f"--also {name}: name scores, separated by commas")

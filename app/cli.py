@@ -20,6 +20,7 @@ from app import terminal
 from app.commands.capability import capability
 from app.commands.identify import identify, scores
 from app.commands.judges import judges
+from app.commands.neuron import neuron
 from app.commands.redteam import redteam
 from toolkit.errors import SafeNeuronError
 
@@ -458,6 +459,7 @@ def worker() -> None:
     work()
 
 
+app.command()(neuron)
 app.command()(judges)
 app.command()(capability)
 app.command()(redteam)
