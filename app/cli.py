@@ -21,6 +21,7 @@ from app.commands.capability import capability
 from app.commands.identify import identify, scores
 from app.commands.judges import judges
 from app.commands.neuron import neuron
+from app.commands.patch import patch
 from app.commands.redteam import redteam
 from toolkit.errors import SafeNeuronError
 
@@ -460,6 +461,7 @@ def worker() -> None:
 
 
 app.command()(neuron)
+app.command()(patch)
 app.command()(judges)
 app.command()(capability)
 app.command()(redteam)
