@@ -98,10 +98,11 @@ def causal_effect(
     own, other = _refused(patched(neurons)), _refused(patched(neurons.random_like(seed)))
     gain = int(after.sum()) - int(before.sum())
     low, high = _interval(before, after, own, seed)
-    parts = (before, after, own, other)
-    proportions = (wilson(int(part.sum()), len(texts)) for part in parts)
     return CausalEffect(
-        *proportions,
+        base=_share(before),
+        aligned=_share(after),
+        patched=_share(own),
+        random=_share(other),
         effect=(int(own.sum()) - int(before.sum())) / gain,
         random_effect=(int(other.sum()) - int(before.sum())) / gain,
         low=low,
@@ -111,6 +112,10 @@ def causal_effect(
 
 def _refused(answers: list[str]) -> Refused:
     return np.array([judge_refusal(answer).verdict == "refused" for answer in answers])
+
+
+def _share(refused: Refused) -> Proportion:
+    return wilson(int(refused.sum()), len(refused))
 
 
 def _interval(
