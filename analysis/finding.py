@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from analysis.attacks.context import AttackContext
-from analysis.attacks.neurostrike import probe_weights
 from analysis.attacks.single_neuron import rank
 from analysis.requests import AlignRequest, AttackRequest
 from analysis.robustness import Side
+from analysis.scores.neurostrike import probe_weights
 from analysis.select import Selection
 from toolkit.capture.base import batches, pooled_activations, render
 from toolkit.capture.hooks import HooksBackend

@@ -74,12 +74,27 @@ class IdentifyRequest(Request):
     harmless: str = DEFAULT_HARMLESS
     position: Literal["last", "mean", "max"] = "last"
     backend: Literal["torch", "transformerlens", "nnsight"] = "torch"
-    method: Method = "es+sas"
+    method: str = Field(
+        default="es+sas", description="scores combined with + (union), & (intersection), -"
+    )
     tau_es: float = 2.0
     tau_sas: float = 2.0
     top: float | None = None
     top_es: float | None = None
     top_sas: float | None = None
+    tau: dict[str, float] = Field(default_factory=dict, description="thresholds of other scores")
+    share: dict[str, float] = Field(default_factory=dict, description="shares of other scores")
+    fdr: float | None = Field(default=None, description="false-discovery rate to choose by")
+    per_layer: bool = Field(default=False, description="shares and rates are of each layer")
+    also: tuple[str, ...] = Field(default=(), description="further scores for the table")
+    bootstrap: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        default=0, description="draws for intervals over prompts; 0 for none"
+    )
+    utility: str | None = Field(default=None, description="prompts of @utility and @contrast")
+    base: str | None = Field(default=None, description="the model that change compares with")
+    answer_tokens: Annotated[int, Field(ge=1)] = Field(
+        default=32, description="length of the answers that wanda, snip and change read"
+    )
     batch_size: Annotated[int, Field(ge=1)] = 16
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
@@ -87,11 +102,10 @@ class IdentifyRequest(Request):
         """How the neurons are chosen.
 
         Raises:
-            SafeNeuronError: a share that is none, or a threshold that is no number.
+            SafeNeuronError: no such method, a share that is none, a threshold that is no
+                number.
         """
-        return Selection(
-            self.method, self.tau_es, self.tau_sas, self.top, self.top_es, self.top_sas
-        )
+        return Selection(**{field.name: getattr(self, field.name) for field in fields(Selection)})
 
 
 Share = Annotated[float, Field(gt=0, lt=1)]

@@ -1,22 +1,17 @@
 """The paper's method, read from top to bottom: identify the neurons, attack by removing them.
 
 Each step takes a validated request and gives back a stored result. A result that is in
-the store already is returned without loading a model.
+the store already is returned without loading a model. To identify has a file of its own.
 """
 
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import reduce
 from importlib.metadata import version
-from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from safetensors.numpy import load_file, save_file
-
 from analysis.costs import Cost
+from analysis.identify import Identified, identify
 from analysis.redteam import RedTeamResult, red_team_table
 from analysis.requests import (
     FROM_MASK,
@@ -37,22 +32,10 @@ from analysis.robustness import (
     attack_table,
     read_attack,
 )
-from analysis.scores.table import score_table
-from analysis.select import Selection, select_parts
 from analysis.store import About, Entry, Store
-from analysis.tables import write_parquet
-from toolkit.capture.moments import Moments
 from toolkit.errors import SafeNeuronError
 from toolkit.judge.refusal import VERSION as JUDGE
-from toolkit.masks import (
-    SITE,
-    MaskFile,
-    MaskPrompts,
-    MethodInfo,
-    ModelInfo,
-    read_mask,
-    require_fit,
-)
+from toolkit.masks import MaskFile, read_mask, require_fit
 from toolkit.models.sources import ModelFolder, resolve
 from toolkit.over_refusal import read_over_refusal
 from toolkit.progress import Progress, silent
@@ -60,20 +43,8 @@ from toolkit.prompts import PromptSet, read_prompts
 
 if TYPE_CHECKING:
     from analysis.attacks.context import AttackContext
-    from toolkit.models.load import LoadedModel
 
-    Loader = Callable[[], LoadedModel]
-
-SIDES: tuple[Side, Side] = ("harmful", "harmless")
-
-
-@dataclass(frozen=True)
-class Identified:
-    """What ``identify`` found, and whether no model had to be run for it."""
-
-    entry: Entry
-    mask: MaskFile
-    reused: bool
+__all__ = ["Attacked", "Identified", "attack", "identify", "red_team"]
 
 
 @dataclass(frozen=True)
@@ -83,206 +54,6 @@ class Attacked:
     entry: Entry
     result: AttackResult
     reused: bool
-
-
-# --- Identify (paper Sec. 3.2) ---------------------------------------------------------
-
-
-def identify(
-    request: IdentifyRequest,
-    progress: Progress = silent,
-    store: Store | None = None,
-    load: "Loader | None" = None,
-) -> Identified:
-    """Find a model's safety neurons.
-
-    The expensive part, the moments of every neuron over both prompt sets, is stored by
-    itself: another method or threshold over the same prompts runs no model either.
-
-    Args:
-        request: what is asked for.
-        progress: hears of prompts captured.
-        store: where results are kept.
-        load: loads the model where one has to be run; a caller that asks for many
-            identifications of one model keeps it loaded.
-
-    Raises:
-        SafeNeuronError: bad input, before anything is written.
-    """
-    store = store or Store()
-    selection = request.selection()
-    sets = {"harmful": read_prompts(request.harmful), "harmless": read_prompts(request.harmless)}
-    for side, prompts in sets.items():
-        if len(prompts) < 2:
-            raise SafeNeuronError(
-                f"{prompts.name} holds one {side} prompt; a variance needs at least two"
-            )
-    folder = resolve(request.model)
-    captured, moments_reused = _moments(request, folder, sets, progress, store, load)
-    recipe = {
-        "moments": captured.key,
-        "method": request.method,
-        "parameters": selection.parameters(),
-        "source": request.model,
-    }
-    with store.computing("identify", recipe) as there:
-        entry = there or _select_and_save(request, selection, captured, sets, recipe, store)
-    return Identified(entry, read_mask(entry.file("mask.json")), moments_reused)
-
-
-def _moments(
-    request: IdentifyRequest,
-    folder: ModelFolder,
-    sets: dict[str, PromptSet],
-    progress: Progress,
-    store: Store,
-    load: "Loader | None",
-) -> tuple[Entry, bool]:
-    recipe = {
-        "fingerprint": folder.fingerprint,
-        "tokenizer": folder.tokenizer,
-        "harmful": sets["harmful"].sha256,
-        "harmless": sets["harmless"].sha256,
-        "site": SITE,
-        "position": request.position,
-        "backend": request.backend,
-        "dtype": request.dtype,
-    }
-    with store.computing("moments", recipe) as there:
-        if there:
-            return there, True
-        return _capture(request, folder, sets, recipe, progress, store, load), False
-
-
-def _capture(
-    request: IdentifyRequest,
-    folder: ModelFolder,
-    sets: dict[str, PromptSet],
-    recipe: Mapping[str, object],
-    progress: Progress,
-    store: Store,
-    load: "Loader | None",
-) -> Entry:
-    """Run the model over both prompt sets and store the moments of its neurons."""
-    import torch
-
-    from toolkit.capture.backends import make_backend
-    from toolkit.capture.base import capture_moments
-    from toolkit.models.load import load_model
-
-    loaded = load() if load else load_model(folder, dtype=getattr(torch, request.dtype))
-    backend = make_backend(request.backend, loaded)
-    total, done = sum(len(prompts) for prompts in sets.values()), 0
-
-    def count(prompts: int) -> None:
-        nonlocal done
-        done += prompts
-        progress("capture", done, total)
-
-    progress("capture", 0, total)
-    moments = {
-        side: capture_moments(
-            loaded, backend, prompts.texts, request.position, request.batch_size, count
-        )
-        for side, prompts in sets.items()
-    }
-    info = loaded.info
-
-    def write(scratch: Path) -> None:
-        arrays = {
-            f"{side}.{layer}.{name}": np.ascontiguousarray(getattr(m, name))
-            for side, layers in moments.items()
-            for layer, m in enumerate(layers)
-            for name in ("mean", "m2")
-        }
-        save_file(arrays, scratch / "moments.safetensors")
-
-    counts = {side: len(prompts) for side, prompts in sets.items()}
-    return store.save(
-        "moments",
-        recipe,
-        f"activations of {request.model} at the {request.position} position, "
-        f"{sets['harmful'].name} against {sets['harmless'].name}",
-        {"model": info.model_dump(), "counts": counts},
-        write,
-        About(request.model, _sides(sets), f"mean and variance at the {request.position} position"),
-    )
-
-
-def _sides(sets: Mapping[str, PromptSet]) -> str:
-    """Prompt sets in words, for a listing."""
-    return " against ".join(f"{len(found)} of {found.name}" for found in sets.values())
-
-
-def _selected_by(selection: Selection) -> str:
-    """A selection in words, for a listing."""
-    given = ", ".join(f"{name} {value}" for name, value in selection.parameters().items())
-    return f"{selection.method} ({given})"
-
-
-def _load_moments(entry: Entry, side: Side) -> list[Moments]:
-    arrays = load_file(entry.file("moments.safetensors"))
-    count = entry.summary["counts"][side]
-    return [
-        Moments(count, arrays[f"{side}.{layer}.mean"], arrays[f"{side}.{layer}.m2"])
-        for layer in range(entry.summary["model"]["layers"])
-    ]
-
-
-def _select_and_save(
-    request: IdentifyRequest,
-    selection: Selection,
-    captured: Entry,
-    sets: dict[str, PromptSet],
-    recipe: Mapping[str, object],
-    store: Store,
-) -> Entry:
-    table = score_table(_load_moments(captured, "harmful"), _load_moments(captured, "harmless"))
-    model = ModelInfo.model_validate(captured.summary["model"] | {"source": request.model})
-    parts = select_parts(table, model.neurons_per_layer, selection)
-    neurons = reduce(or_, parts.values())
-    if not len(neurons):
-        raise SafeNeuronError(
-            f"no neuron passes {selection.method} with {selection.parameters()}; lower the "
-            "thresholds, or choose a share with --top 0.01"
-        )
-    parameters = selection.parameters() | {
-        "position": request.position,
-        "backend": request.backend,
-        "dtype": request.dtype,
-    }
-    mask = MaskFile.of(
-        neurons,
-        model,
-        MethodInfo(name=request.method, parameters=dict(parameters)),
-        MaskPrompts(harmful=sets["harmful"].info(), harmless=sets["harmless"].info()),
-        parts,
-    )
-
-    def write(scratch: Path) -> None:
-        write_parquet(table, scratch / "scores.parquet")
-        mask.write(scratch / "mask.json")
-
-    return store.save(
-        "identify",
-        recipe,
-        f"safety neurons of {request.model} by {request.method} at the {request.position} position",
-        {
-            "model": request.model,
-            "fingerprint": model.fingerprint,
-            "architecture": model.architecture,
-            "widths": model.neurons_per_layer,
-            "count": mask.count,
-            "fraction": mask.fraction,
-            "method": request.method,
-            "position": request.position,
-            "parameters": parameters,
-            "harmful": sets["harmful"].name,
-            "harmless": sets["harmless"].name,
-        },
-        write,
-        About(request.model, _sides(sets), _selected_by(selection)),
-    )
 
 
 # --- Attack (paper Sec. 4.1) -----------------------------------------------------------

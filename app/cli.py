@@ -14,15 +14,17 @@ from analysis.requests import (
     DEFAULT_HARMLESS,
     AlignRequest,
     AttackRequest,
-    IdentifyRequest,
     parse_request,
 )
 from app import terminal
 from app.commands.cache import cache
 from app.commands.capability import capability
 from app.commands.export import export, figure
+from app.commands.identify import identify, scores
 from app.commands.judges import judges
+from app.commands.neuron import neuron
 from app.commands.overlap import overlap
+from app.commands.patch import patch
 from app.commands.redteam import redteam
 from app.commands.rounds import rounds
 from toolkit.errors import SafeNeuronError
@@ -42,75 +44,11 @@ Model = Annotated[str, typer.Argument(help="Embedded name, folder, .gguf file or
 Table = Annotated[
     Path | None, typer.Option("--table", help="Write the table to a .md or .csv file too.")
 ]
-Backend = Literal["torch", "transformerlens", "nnsight"]
-Position = Literal["last", "mean", "max"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-@app.command()
-def identify(
-    model: Model,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Mask file.")] = None,
-    harmful: Annotated[str, typer.Option(help="Prompt set or file.")] = DEFAULT_HARMFUL,
-    harmless: Annotated[str, typer.Option(help="Prompt set or file.")] = DEFAULT_HARMLESS,
-    method: Annotated[
-        Literal["es", "sas", "es+sas"], typer.Option(help="Score, or the union of both.")
-    ] = "es+sas",
-    tau_es: Annotated[float, typer.Option(help="Choose d above this.")] = 2.0,
-    tau_sas: Annotated[float, typer.Option(help="Choose z above this.")] = 2.0,
-    top: Annotated[float | None, typer.Option(help="Choose this share, 0 to 1.")] = None,
-    top_es: Annotated[float | None, typer.Option(help="This share by ES alone.")] = None,
-    top_sas: Annotated[float | None, typer.Option(help="This share by SAS alone.")] = None,
-    position: Annotated[Position, typer.Option(help="Token position.")] = "last",
-    backend: Annotated[Backend, typer.Option(help="What captures activations.")] = "torch",
-    batch_size: Annotated[int, typer.Option(help="Prompts at a time.")] = 16,
-    dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = "float32",
-    as_json: Json = False,
-) -> None:
-    """Find a model's safety neurons and write them as a mask."""
-    from analysis.study import identify as run
-    from toolkit.files import require_writable
-
-    if output is not None:
-        require_writable(output)
-    request = parse_request(
-        IdentifyRequest,
-        {
-            "model": model,
-            "harmful": harmful,
-            "harmless": harmless,
-            "method": method,
-            "tau_es": tau_es,
-            "tau_sas": tau_sas,
-            "top": top,
-            "top_es": top_es,
-            "top_sas": top_sas,
-            "position": position,
-            "backend": backend,
-            "batch_size": batch_size,
-            "dtype": dtype,
-        },
-    )
-    with terminal.progress_bar() as progress:
-        found = run(request, progress)
-    path = output or found.entry.file("mask.json")
-    if output is not None:
-        found.mask.write(output)
-    if as_json:
-        summary = {"mask": str(path), "reused": found.reused, "entry": found.entry.key}
-        terminal.print_json(summary | found.entry.summary)
-        return
-    mask = found.mask
-    counts = mask.neuron_set().counts()
-    rows = [
-        (str(layer), str(int(n)), f"{n / width:.2%}" if width else "-")
-        for layer, (n, width) in enumerate(zip(counts, mask.model.neurons_per_layer, strict=True))
-    ]
-    terminal.print_table(found.entry.title, ("layer", "neurons", "share of the layer"), rows)
-    terminal.say(f"{mask.count} of {mask.model.neurons} neurons ({mask.fraction:.2%})")
-    if found.reused:
-        terminal.note("activations were in the store: no model was run")
-    terminal.say(f"mask: {path}")
+app.command()(identify)
+app.command()(scores)
 
 
 @app.command()
@@ -534,6 +472,8 @@ def worker() -> None:
 
 
 app.add_typer(cache, name="cache", invoke_without_command=True)
+app.command()(neuron)
+app.command()(patch)
 app.command()(judges)
 app.command()(capability)
 app.command()(overlap)

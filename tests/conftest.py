@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine makes a first call slow; what is slow itself shows in pytest's own timeout.
+settings.register_profile("safeneuron", deadline=None)
+settings.load_profile("safeneuron")
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -179,7 +179,7 @@ def _batch(
     plans: RowPlans | None,
     plan_of: Sequence[int],
     prefix: SharedPrefix | None = None,
-) -> "_Batch":
+) -> "AnswerBatch":
     begun = len(prefix.ids) if prefix is not None else 0
     encoding = loaded.tokenizer.pad(
         {"input_ids": [ids[begun:] for ids in prompts]}, padding_side="left", return_tensors="pt"
@@ -192,10 +192,10 @@ def _batch(
     else:
         cache = prefix.cache(loaded, plan_of)
         attention = torch.cat([attention.new_ones((len(ids), begun)), attention], dim=1)
-    return _Batch(loaded, ids, attention, generator, plans, cache)
+    return AnswerBatch(loaded, ids, attention, generator, plans, cache)
 
 
-class _Batch:
+class AnswerBatch:
     """Rows that are answered together, fewer with every answer that ends."""
 
     def __init__(

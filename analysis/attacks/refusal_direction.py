@@ -6,18 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from analysis.attacks.context import (
-    AttackContext,
-    Planned,
-    counter,
-    refusal_score,
-    refusal_tokens,
-)
+from analysis.attacks.context import AttackContext, Contrast, Planned, counter
 from analysis.robustness import Setting
-from toolkit.capture.sites import residual_stream
+from toolkit.capture.gradients import tokens_after
+from toolkit.capture.residual import mean_residual
 from toolkit.errors import SafeNeuronError
 from toolkit.generate import next_token_logits, prompt_ids
 from toolkit.prompts import PromptSet
+from toolkit.refusal_odds import refusal_score, refusal_tokens
 from toolkit.rows import Plan, RowPlans
 
 AVERAGED = 128  # prompts a side
@@ -36,8 +32,33 @@ class Candidate:
     direction: Tensor
 
 
+@dataclass(frozen=True)
+class Chosen(Candidate):
+    """The candidate that was chosen, and what its ablation does."""
+
+    refusal_score: float
+    divergence: float
+
+
 def refusal_direction(context: AttackContext) -> list[Planned]:
     """Project the best candidate direction out of the residual stream everywhere.
+
+    Raises:
+        SafeNeuronError: no direction can be ablated within the allowed divergence.
+    """
+    best = find_direction(context.contrast)
+    facts: dict[str, str | float | int] = {
+        "layer": best.layer,
+        "token": best.token,
+        "refusal_score": best.refusal_score,
+        "divergence": best.divergence,
+    }
+    setting = Setting(name="DIRECTION", neurons=0, parameters=facts)
+    return [Planned(setting, Plan(direction=best.direction))]
+
+
+def find_direction(context: Contrast) -> Chosen:
+    """Choose the refusal direction.
 
     The candidates are the differences of mean residual stream, harmful minus harmless,
     after each layer of the first four fifths and at each token after the message. Chosen
@@ -49,8 +70,8 @@ def refusal_direction(context: AttackContext) -> list[Planned]:
         SafeNeuronError: no direction can be ablated within that divergence.
     """
     candidates = difference_directions(context)
-    harmful = context.finding["harmful"][-TRIED:]
-    harmless = context.finding["harmless"][-TRIED:]
+    harmful = context.prompts["harmful"][-TRIED:]
+    harmless = context.prompts["harmless"][-TRIED:]
     count = counter(context.progress, "try", len(candidates) + SHORTLIST + 1)
     few = _scores(context, candidates, harmful[: max(1, len(harmful) // 4)])
     count(len(candidates))
@@ -71,26 +92,18 @@ def refusal_direction(context: AttackContext) -> list[Planned]:
         )
     score, place = min(allowed)
     best = shortlist[place]
-    facts: dict[str, str | float | int] = {
-        "layer": best.layer,
-        "token": best.token,
-        "refusal_score": score,
-        "divergence": float(divergence[place]),
-    }
-    setting = Setting(name="DIRECTION", neurons=0, parameters=facts)
-    return [Planned(setting, Plan(direction=best.direction))]
+    return Chosen(best.layer, best.token, best.direction, score, float(divergence[place]))
 
 
-def difference_directions(context: AttackContext) -> list[Candidate]:
+def difference_directions(context: Contrast) -> list[Candidate]:
     """Differences of mean residual stream at every layer and token after the message."""
-    first = next(context.batches(context.finding["harmful"].texts[:1]))
-    own = int(first.own[0].nonzero()[-1].item())
-    tail = max(1, int(first.attention.sum().item()) - own - 1)
-    means = {
-        side: _mean_residual(context, prompts[:AVERAGED], tail)
-        for side, prompts in context.finding.items()
-    }
-    deepest = max(1, int(DEEPEST * len(context.widths)))
+    tail = tokens_after(context.loaded, context.prompts["harmful"].texts[0])
+    means = {}
+    for side, prompts in context.prompts.items():
+        texts = prompts[:AVERAGED].texts
+        count = counter(context.progress, "find", len(texts))
+        means[side] = mean_residual(context.loaded, texts, tail, context.batch_size, count)
+    deepest = max(1, int(DEEPEST * len(context.loaded.layout.sites)))
     return [
         Candidate(layer, token - tail, direction)
         for layer in range(deepest)
@@ -100,32 +113,14 @@ def difference_directions(context: AttackContext) -> list[Candidate]:
     ]
 
 
-def _mean_residual(context: AttackContext, prompts: PromptSet, tail: int) -> dict[int, Tensor]:
-    """Mean residual stream at the last ``tail`` tokens, ``[tail, hidden]`` for each layer."""
-    sums: dict[int, Tensor] = {}
-    count = counter(context.progress, "find", len(prompts))
-    for batch in context.batches(prompts.texts):
-        ends = batch.attention.sum(dim=1, keepdim=True)
-        places = ends - torch.arange(tail, 0, -1, device=ends.device)
-
-        def sink(layer: int, values: Tensor, places: Tensor = places) -> None:
-            rows = torch.arange(len(places), device=places.device)[:, None]
-            part = values[rows, places].double().sum(dim=0)
-            sums[layer] = sums[layer] + part if layer in sums else part.clone()
-
-        residual_stream(context.loaded, batch, sink)
-        count(len(batch.rows))
-    return {layer: value / len(prompts) for layer, value in sums.items()}
-
-
-def _scores(context: AttackContext, candidates: list[Candidate], prompts: PromptSet) -> Tensor:
+def _scores(context: Contrast, candidates: list[Candidate], prompts: PromptSet) -> Tensor:
     """Mean refusal score with each candidate ablated, ``[candidates]``."""
     tokens = refusal_tokens(context.loaded)
     logits = _ablated(context, [Plan(direction=c.direction) for c in candidates], prompts)
     return torch.stack([refusal_score(rows, tokens).mean().cpu() for rows in logits])
 
 
-def _divergence(context: AttackContext, candidates: list[Candidate], prompts: PromptSet) -> Tensor:
+def _divergence(context: Contrast, candidates: list[Candidate], prompts: PromptSet) -> Tensor:
     """Mean KL of the next token, whole against ablated, on harmless prompts, ``[candidates]``."""
     plans = [Plan(), *(Plan(direction=c.direction) for c in candidates)]
     whole, *others = _ablated(context, plans, prompts)
@@ -134,11 +129,11 @@ def _divergence(context: AttackContext, candidates: list[Candidate], prompts: Pr
     return torch.stack([kl.mean().cpu() for kl in apart])
 
 
-def _ablated(context: AttackContext, planned: list[Plan], prompts: PromptSet) -> Iterator[Tensor]:
+def _ablated(context: Contrast, planned: list[Plan], prompts: PromptSet) -> Iterator[Tensor]:
     """Next-token logits of all prompts under each plan, ``[prompts, vocabulary]`` each."""
     ids = sorted((prompt_ids(context.loaded, text) for text in prompts.texts), key=len)
     plans = RowPlans(context.loaded, planned)
-    size = context.request.batch_size
+    size = context.batch_size
     with plans.attached():
         for place in range(len(planned)):
             yield torch.cat(

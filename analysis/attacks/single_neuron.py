@@ -1,27 +1,17 @@
 """One neuron held at the worst constant (2605.08513): gradient times gap, then a search."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
-from analysis.attacks.context import (
-    AttackContext,
-    Planned,
-    counter,
-    refusal_score,
-    refusal_tokens,
-)
+from analysis.attacks.context import AttackContext, Planned, counter
 from analysis.robustness import Setting
-from toolkit.capture.base import Batch
+from analysis.scores.single_neuron import token_scores
+from toolkit.capture.gradients import token_means, tokens_after
 from toolkit.generate import answer_batch, prompt_ids
 from toolkit.intervene import Intervention
 from toolkit.judge.refusal import judge_refusal, refuses
 from toolkit.neurons import NeuronSet
-from toolkit.prompts import PromptSet
 from toolkit.rows import Plan, RowPlans
 
 SCORED = 128  # prompts a side that the gradients are averaged over
@@ -67,95 +57,24 @@ def rank(context: AttackContext, candidates: int = CANDIDATES) -> list[Candidate
     largest over the tokens after the message. Neurons that are louder on harmless prompts
     are left out.
     """
-    tail = _tail(context)
-    sides = {
-        side: _averages(context, prompts[:SCORED], tail)
-        for side, prompts in context.finding.items()
-    }
+    tail = tokens_after(context.loaded, context.finding["harmful"].texts[0])
+    sides = {}
+    for side, prompts in context.finding.items():
+        texts = prompts[:SCORED].texts
+        count = counter(context.progress, "find", len(texts))
+        sides[side] = token_means(context.loaded, texts, tail, context.request.batch_size, count)
     found: list[Candidate] = []
-    for layer, width in enumerate(context.widths):
-        if not width:
+    for layer, (unsafe, safe) in enumerate(zip(sides["harmful"], sides["harmless"], strict=True)):
+        if not context.widths[layer]:
             continue
-        (gradient, unsafe), (other, safe) = (sides[s][layer] for s in ("harmful", "harmless"))
-        score = (gradient + other) * (safe - unsafe)
-        score[unsafe.abs() <= safe.abs()] = -torch.inf
-        best, token = score.max(dim=0)
-        values, indices = best.topk(min(candidates, width))
+        scores = token_scores(unsafe, safe)
+        token, best = scores.argmax(axis=0), scores.max(axis=0)
         found += [
-            Candidate(layer, i, value, float(unsafe[token[i], i]))
-            for i, value in zip(indices.tolist(), values.tolist(), strict=True)
+            Candidate(layer, int(i), float(best[i]), float(unsafe.activation[token[i], i]))
+            for i in np.argsort(-best, kind="stable")[:candidates]
         ]
     found.sort(key=lambda c: (-c.score, c.layer, c.index))
-    return [c for c in found if c.score > -torch.inf][:candidates]
-
-
-def _tail(context: AttackContext) -> int:
-    """How many tokens the template puts after the message; at least one."""
-    first = next(context.batches(context.finding["harmful"].texts[:1]))
-    own = first.own[0].nonzero()[-1].item()
-    return max(1, int(first.attention.sum().item() - own - 1))
-
-
-Averages = list[tuple[Tensor, Tensor]]
-"""For each layer the mean gradient and activation at the last tokens, ``[tail, width]``."""
-
-
-def _averages(context: AttackContext, prompts: PromptSet, tail: int) -> Averages:
-    tokens = refusal_tokens(context.loaded)
-    totals = [
-        (torch.zeros((tail, width), dtype=torch.float64), torch.zeros((tail, width)).double())
-        for width in context.widths
-    ]
-    count = counter(context.progress, "find", len(prompts))
-    # The graph of a batch is kept until its gradients are there: small batches.
-    for batch in context.batches(prompts.texts, min(16, context.request.batch_size)):
-        with _leaves(context, batch, tail) as (leaves, seen):
-            last = batch.attention.sum(dim=1) - 1
-            logits = context.loaded.model(
-                input_ids=batch.ids, attention_mask=batch.attention, use_cache=False
-            ).logits[torch.arange(len(last)), last]
-            torch.autograd.backward((-refusal_score(logits, tokens)).sum())
-        for layer, (gradients, activations) in enumerate(totals):
-            if layer in leaves:
-                gradient = leaves[layer].grad
-                assert gradient is not None
-                gradients += gradient.double().sum(dim=0).cpu()
-                activations += seen[layer].double().sum(dim=0).cpu()
-        count(len(batch.rows))
-    return [(g / len(prompts), a / len(prompts)) for g, a in totals]
-
-
-@contextmanager
-def _leaves(
-    context: AttackContext, batch: Batch, tail: int
-) -> Iterator[tuple[dict[int, Tensor], dict[int, Tensor]]]:
-    """Add a zero to every neuron at the last tokens: its gradient is the neuron's."""
-    ends = batch.attention.sum(dim=1, keepdim=True)
-    back = torch.arange(tail, 0, -1, device=ends.device)
-    places, rows = ends - back, torch.arange(len(ends), device=ends.device)[:, None]
-    leaves: dict[int, Tensor] = {}
-    seen: dict[int, Tensor] = {}
-    handles = []
-    try:
-        for layer, width in enumerate(context.widths):
-            if not width:
-                continue
-
-            def hook(_: nn.Module, inputs: tuple[Any, ...], layer: int = layer) -> Any:
-                shaped = inputs[0].reshape(*batch.ids.shape, -1)
-                seen[layer] = shaped[rows, places].detach()
-                leaves[layer] = torch.zeros_like(seen[layer]).requires_grad_()
-                moved = shaped.index_put((rows, places), leaves[layer], accumulate=True)
-                return moved.reshape(inputs[0].shape), *inputs[1:]
-
-            down = context.loaded.layout.down(context.loaded.model, layer)
-            handles.append(down.register_forward_pre_hook(hook))
-        with torch.enable_grad():
-            yield leaves, seen
-    finally:
-        for handle in handles:
-            handle.remove()
-        context.loaded.model.zero_grad(set_to_none=True)
+    return [c for c in found if np.isfinite(c.score)][:candidates]
 
 
 def _hold(context: AttackContext, candidate: Candidate, multiple: float) -> Planned:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from analysis.scores.registry import score
 from toolkit.capture.moments import Moments, Vector
 
 
@@ -10,6 +11,14 @@ def shift(harmful: Moments, harmless: Moments) -> Vector:
     return harmful.mean - harmless.mean
 
 
+@score(
+    "sas",
+    reads="moments",
+    title="z-score of the shift among the layer's neurons",
+    source="SafeNeuron, Eq. 9",
+    tau=2.0,
+    rising=True,
+)
 def activation_shift(harmful: Moments, harmless: Moments) -> Vector:
     """z-score of each neuron's shift among the neurons of its layer, ``[width]``.
 

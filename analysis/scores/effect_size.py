@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from analysis.scores.registry import score
 from toolkit.capture.moments import Moments, Vector
 
 
@@ -16,6 +17,13 @@ def pooled_std(harmful: Moments, harmless: Moments) -> Vector:
     return np.sqrt((harmful.m2 + harmless.m2) / freedom)
 
 
+@score(
+    "es",
+    reads="moments",
+    title="Cohen's d, shift over the pooled deviation",
+    source="SafeNeuron, Eq. 4-7",
+    tau=2.0,
+)
 def effect_size(harmful: Moments, harmless: Moments) -> Vector:
     """Cohen's d of each neuron of a layer, ``[width]``, in pooled deviations (Eq. 5).
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from analysis.attacks.adaptive import adaptive
-from analysis.attacks.context import AttackContext, refusal_score, refusal_tokens
+from analysis.attacks.context import AttackContext
 from analysis.attacks.judging import Asked, Judged, Panel, judge_refusals
-from analysis.attacks.neurostrike import neurostrike, probe_selects, probe_weights
+from analysis.attacks.neurostrike import neurostrike
 from analysis.attacks.paper import again, matched_activation, random_activation
 from analysis.attacks.refusal_direction import difference_directions, refusal_direction
 from analysis.attacks.run import JUDGED, answer_all
@@ -27,6 +27,7 @@ from analysis.attacks.suite import FINDERS, plan_settings
 from analysis.attacks.twinbreak import LAST_TOKENS, TOP_TOKENS, twinbreak, twins
 from analysis.requests import ALL_SETTINGS, AttackRequest, IdentifyRequest
 from analysis.robustness import succeeded
+from analysis.scores.neurostrike import TAU, probe_score, probe_weights
 from analysis.scores.table import score_table
 from analysis.select import Selection, select
 from analysis.store import Store
@@ -43,6 +44,7 @@ from toolkit.models.load import load_model
 from toolkit.neurons import NeuronSet
 from toolkit.progress import silent
 from toolkit.prompts import Prompt, PromptSet, read_prompts
+from toolkit.refusal_odds import refusal_score, refusal_tokens
 from toolkit.rows import Plan
 
 WIDTHS = [64, 64, 64]
@@ -189,7 +191,7 @@ def test_the_probe_is_the_optimum_that_torch_finds() -> None:
         optimiser.step()
     weights = probe_weights(values, labels, epochs=300)
     torch.testing.assert_close(weights, linear.weight[0].detach(), rtol=1e-3, atol=1e-5)
-    assert probe_selects(values, labels, 3000).nonzero()[0].tolist() == [3]
+    assert (probe_score(values, labels, 3000) > TAU).nonzero()[0].tolist() == [3]
 
 
 def test_neurostrike_finds_a_planted_gate(
@@ -335,7 +337,7 @@ def test_the_refusal_score_is_the_log_odds() -> None:
 def test_the_direction_is_a_difference_of_means_and_lowers_the_score(
     context: AttackContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    candidates = difference_directions(context)
+    candidates = difference_directions(context.contrast)
     one = next(c for c in candidates if (c.layer, c.token) == (1, -1))
     means = []
     for side in ("harmful", "harmless"):

@@ -65,7 +65,8 @@ def test_two_processes_capture_once(request_: IdentifyRequest) -> None:
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     told = [process.communicate(timeout=300)[0].strip() for process in both]
     assert sorted(told) == ["False", "True"]
-    assert [entry.kind for entry in Store().entries()] == ["identify", "moments"]
+    kinds = sorted(entry.kind for entry in Store().entries())
+    assert kinds == ["identify", "moments", "score", "score"]
 
 
 def test_progress_counts_prompts(request_: IdentifyRequest) -> None:

@@ -91,6 +91,68 @@ def test_identify_attack_compare(
     assert out.count("FULL") >= 4
 
 
+def test_scores_selections_and_a_neuron_s_page(
+    run: Run, tiny_llama: Path, sides: list[object], tmp_path: Path
+) -> None:
+    code, out, _ = run("scores", "--json")
+    assert code == 0
+    listed = {row["name"]: row for row in json.loads(out)}
+    assert {"es", "sas", "t", "auc", "snip", "change"} <= set(listed)
+    assert listed["t"]["p-value"]
+    assert "snip" in run("scores")[1]
+
+    path = tmp_path / "mask.json"
+    asked = [tiny_llama, *sides, "-o", path, "--method", "t-wanda", "--answer-tokens", 3]
+    asked += ["--top", 0.2, "--share", "wanda=0.1", "--per-layer", "--also", "auc"]
+    code, out, err = run("identify", *asked, "--json")
+    assert code == 0, err
+    shown = json.loads(out)
+    assert shown["parameters"]["top_wanda"] == 0.1
+    assert shown["parameters"]["per_layer"] is True
+    assert shown["scores"] == ["t", "wanda", "auc"]
+    counts = [len(ids) for ids in json.loads(path.read_text("utf-8"))["neurons"].values()]
+    assert max(counts) <= 12  # a fifth of 64
+
+    place = [tiny_llama, 1, 7, *sides]
+    code, out, err = run("neuron", *place, "--json")
+    assert code == 0, err
+    page = json.loads(out)
+    assert {one["score"] for one in page["scores"]} == {"es", "sas", "t", "wanda", "auc"}
+    assert len(page["masks"]) == 1
+    code, out, err = run("neuron", *place)
+    assert code == 0
+    assert "promotes: " in out
+    assert "no model was run" in err
+
+
+def test_a_mask_is_patched_into_the_base(
+    run: Run, tiny_llama: Path, mask: Path, tmp_path: Path, sides: list[object]
+) -> None:
+    base = save_tiny(tmp_path / "base", seed=1)
+    asked = [tiny_llama, "--base", base, "--mask", mask, *sides[:2], "--max-new-tokens", 2]
+    # Random models refuse nothing, so there is nothing that a mask could carry.
+    assert "refuse equally often" in one_line(run("patch", *asked))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--method", "es*t"], "can't be read from '*t' on"),
+        (["--method", "magic"], "no method 'magic'; choose one of es, sas"),
+        (["--method", "snip"], "snip has no threshold of its own"),
+        (["--tau", "t"], "--tau t: write SCORE=NUMBER"),
+        (["--method", "t", "--tau", "t=high"], "tau.t 'high'"),
+        (["--method", "sas", "--fdr", "0.1"], "sas has no p-value"),
+        (["--per-layer"], "give --per-layer with --top"),
+        (["--method", "change", "--top", "0.1"], "--base"),
+    ],
+)
+def test_selections_that_can_t_be_made(
+    run: Run, tiny_llama: Path, sides: list[object], arguments: list[str], why: str
+) -> None:
+    assert why in one_line(run("identify", tiny_llama, *sides, *arguments))
+
+
 def test_every_setting_and_the_red_team(
     run: Run, tiny_llama: Path, mask: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,9 @@ differ in which finds neurons whose removal counts (README): try all three.
 """
 POSITIONS: tuple[Position, ...] = get_args(Position)
 
+Pooling = Position | Literal["norm"]
+"""A token position, or ``norm``: the 2-norm over the tokens of the user's message."""
+
 _MARK = "\u2603 the message \u2603"
 
 LayerSink = Callable[[int, Tensor], None]
@@ -160,11 +163,14 @@ def batches(rendered: Sequence[Rendered], batch_size: int, pad_id: int) -> Itera
         yield Batch(ids, attention, own, rows)
 
 
-def pool(activations: Tensor, batch: Batch, position: Position) -> Tensor:
+def pool(activations: Tensor, batch: Batch, position: Pooling) -> Tensor:
     """One vector a prompt: ``[batch, tokens, width]`` to ``[batch, width]``."""
     if position == "last":
         last = batch.attention.sum(dim=1) - 1
         return activations[torch.arange(len(last), device=last.device), last]
+    if position == "norm":
+        own = batch.own.float()  # squares overflow in half precision
+        return torch.bmm(own[:, None], activations.float().square())[:, 0].sqrt()
     if position == "mean":
         # A batched product reads the activations once and makes no masked copy.
         weights = batch.own.to(activations.dtype)
@@ -176,7 +182,7 @@ def pool(activations: Tensor, batch: Batch, position: Position) -> Tensor:
 
 
 def pooled_activations(
-    backend: CaptureBackend, batch: Batch, position: Position, widths: Sequence[int]
+    backend: CaptureBackend, batch: Batch, position: Pooling, widths: Sequence[int]
 ) -> npt.NDArray[np.float64]:
     """Run one batch: ``[batch, neurons]``, the layers one after the other.
 

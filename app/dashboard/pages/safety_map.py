@@ -76,7 +76,7 @@ def _selection(entry: Entry) -> Selection:
         st.query_params[name] = str(value)
     for name in {"tau_es", "tau_sas", "top", "top_es", "top_sas"} - set(values):
         st.query_params.pop(name, None)
-    return Selection(method, **values)
+    return Selection.of(method, values)
 
 
 def _slider(
