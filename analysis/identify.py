@@ -92,10 +92,14 @@ def read_sets(request: IdentifyRequest) -> dict[str, PromptSet]:
     """
     named = {"harmful": request.harmful, "harmless": request.harmless, "utility": request.utility}
     sets = {side: read_prompts(name) for side, name in named.items() if name is not None}
+    if request.leave_out is not None:
+        unwanted = read_prompts(request.leave_out)
+        sets = {side: prompts.without(unwanted) for side, prompts in sets.items()}
     for side, prompts in sets.items():
         if len(prompts) < 2:
+            few = "one" if prompts.prompts else "no"
             raise SafeNeuronError(
-                f"{prompts.name} holds one {side} prompt; a variance needs at least two"
+                f"{prompts.name} holds {few} {side} prompt; a variance needs at least two"
             )
     return sets
 

@@ -72,6 +72,9 @@ class IdentifyRequest(Request):
     model: str
     harmful: str = DEFAULT_HARMFUL
     harmless: str = DEFAULT_HARMLESS
+    leave_out: str | None = Field(
+        default=None, description="a set whose prompts are left out, as those attacked later"
+    )
     position: Literal["last", "mean", "max"] = "last"
     backend: Literal["torch", "transformerlens", "nnsight"] = "torch"
     method: str = Field(

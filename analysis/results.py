@@ -37,6 +37,7 @@ def provenance(result: AttackResult) -> list[str]:
     ]
     if found:
         lines.insert(3, f"Settings that look for neurons did so on: {found}.")
+    lines += [f"Left out: {name}: {why}." for name, why in result.left_out.items()]
     if result.command:
         lines.append(f"Command: `{shlex.join(result.command)}`")
     return lines

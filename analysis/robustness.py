@@ -110,6 +110,9 @@ class AttackResult(Record):
     model: ModelInfo
     mask: MaskInfo
     settings: list[Setting]
+    left_out: dict[str, str] = Field(
+        default_factory=dict, description="settings asked for that found nothing, and why"
+    )
     prompts: dict[Side, PromptsInfo]
     generation: Generation
     judge: str

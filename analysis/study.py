@@ -165,7 +165,8 @@ def _run_attack(
 
     started = time.monotonic()
     context = attack_context(request, folder, mask, finding, progress)
-    planned = plan_settings(context, settings, store)
+    left_out: dict[str, str] = {}
+    planned = plan_settings(context, settings, store, left_out)
     panel = Panel(
         context.loaded,
         request.perplexity_limit,
@@ -186,6 +187,7 @@ def _run_attack(
         model=context.loaded.info,
         mask=MaskInfo.of(mask),
         settings=[found.setting for found in planned],
+        left_out=left_out,
         prompts={side: found.info() for side, found in prompts.items()},
         generation=Generation(
             max_new_tokens=request.max_new_tokens,
@@ -250,6 +252,7 @@ def mask_of(request: AttackRequest, progress: Progress, store: Store) -> MaskFil
         model=request.model,
         harmful=request.find_harmful,
         harmless=request.find_harmless,
+        leave_out=request.harmful,
         top_sas=OWN_SAS,
         top_es=OWN_ES,
     )

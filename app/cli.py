@@ -191,6 +191,8 @@ def _print_attacks(results: dict[str, Any], table_file: Path | None = None) -> N
             title = f"{name}: costs on harmless prompts, with bootstrap 95 % intervals"
             terminal.print_table(title, tuple(shown.columns), rows)
     for name, result in results.items():
+        for setting, why in result.left_out.items():
+            terminal.say(f"{name}: {setting} left out: {why}")
         if found := finding(result):
             terminal.say(f"{name}: {found.sentence}")
     if table_file is not None:

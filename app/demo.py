@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.report import write_report
-from analysis.requests import OWN_ES, OWN_SAS, AttackRequest, IdentifyRequest
+from analysis.requests import DEFAULT_ATTACKED, OWN_ES, OWN_SAS, AttackRequest, IdentifyRequest
 from analysis.robustness import AttackResult, finding
 from analysis.study import attack, identify
 from toolkit.files import require_writable
@@ -50,7 +50,9 @@ def run_demo(output: Path | None, progress: Progress) -> Demo:
     folder = output or home() / "demo"
     require_writable(folder)
     # Of the three positions the one whose neurons count most on this model (README).
-    request = IdentifyRequest(model=MODEL, top_sas=OWN_SAS, top_es=OWN_ES, position="mean")
+    request = IdentifyRequest(
+        model=MODEL, top_sas=OWN_SAS, top_es=OWN_ES, position="mean", leave_out=DEFAULT_ATTACKED
+    )
     found = identify(request, progress)
     mask = found.entry.file("mask.json")
     done = attack(AttackRequest(model=MODEL, mask=mask, keep_responses=True), progress)

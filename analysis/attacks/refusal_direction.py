@@ -63,8 +63,8 @@ def find_direction(context: Contrast) -> Chosen:
     The candidates are the differences of mean residual stream, harmful minus harmless,
     after each layer of the first four fifths and at each token after the message. Chosen
     is the one whose ablation lowers the refusal score most on harmful prompts while the
-    next token on harmless ones stays within a divergence of 0.1; a few prompts make the
-    shortlist that all of them decide on.
+    next token on harmless ones stays within a divergence of 0.1. A few prompts rank the
+    candidates, and the first eight of that ranking that hold one within it decide.
 
     Raises:
         SafeNeuronError: no direction can be ablated within that divergence.
@@ -72,27 +72,27 @@ def find_direction(context: Contrast) -> Chosen:
     candidates = difference_directions(context)
     harmful = context.prompts["harmful"][-TRIED:]
     harmless = context.prompts["harmless"][-TRIED:]
-    count = counter(context.progress, "try", len(candidates) + SHORTLIST + 1)
+    count = counter(context.progress, "try", 2 * len(candidates))
     few = _scores(context, candidates, harmful[: max(1, len(harmful) // 4)])
     count(len(candidates))
-    order = few.argsort(stable=True)[:SHORTLIST].tolist()
-    shortlist = [candidates[place] for place in order]
-    scores = _scores(context, shortlist, harmful)
-    divergence = _divergence(context, shortlist, harmless)
-    count(SHORTLIST + 1)
-    allowed = [
-        (float(score), place)
-        for place, (score, kl) in enumerate(zip(scores, divergence, strict=True))
-        if float(kl) <= KL_LIMIT
-    ]
-    if not allowed:
-        raise SafeNeuronError(
-            "no refusal direction leaves harmless prompts as they were (divergence at most "
-            f"{KL_LIMIT}; the best has {float(divergence.min()):.2f})"
-        )
-    score, place = min(allowed)
-    best = shortlist[place]
-    return Chosen(best.layer, best.token, best.direction, score, float(divergence[place]))
+    order = few.argsort(stable=True).tolist()
+    least = float("inf")
+    for start in range(0, len(order), SHORTLIST):
+        shortlist = [candidates[place] for place in order[start : start + SHORTLIST]]
+        divergence = _divergence(context, shortlist, harmless)
+        count(len(shortlist))
+        least = min(least, float(divergence.min()))
+        allowed = [place for place, kl in enumerate(divergence) if float(kl) <= KL_LIMIT]
+        if not allowed:
+            continue
+        scores = _scores(context, [shortlist[place] for place in allowed], harmful)
+        score, place = min(zip(map(float, scores), allowed, strict=True))
+        best = shortlist[place]
+        return Chosen(best.layer, best.token, best.direction, score, float(divergence[place]))
+    raise SafeNeuronError(
+        "no refusal direction leaves harmless prompts as they were (divergence at most "
+        f"{KL_LIMIT}; the best has {least:.2f})"
+    )
 
 
 def difference_directions(context: Contrast) -> list[Candidate]:

@@ -18,6 +18,7 @@ from analysis.attacks.twinbreak import twinbreak
 from analysis.requests import FROM_MASK, PARAMETERS, AttackSetting
 from analysis.robustness import Setting
 from analysis.store import About, Store
+from toolkit.errors import SafeNeuronError
 from toolkit.intervene import Intervention
 from toolkit.neurons import NeuronSet
 from toolkit.rows import Plan
@@ -45,9 +46,19 @@ VERSION = 1
 
 
 def plan_settings(
-    context: AttackContext, settings: tuple[AttackSetting, ...], store: Store
+    context: AttackContext,
+    settings: tuple[AttackSetting, ...],
+    store: Store,
+    left_out: dict[str, str] | None = None,
 ) -> list[Planned]:
     """What each setting does to the model, in the order asked for.
+
+    Args:
+        context: the model under attack and what is known of it.
+        settings: those asked for.
+        store: where what was found is remembered.
+        left_out: hears why a setting that looks for neurons has none on this model, and the
+            others go on; without it, or with no other, that is an error.
 
     Raises:
         SafeNeuronError: a setting needs what this mask or model does not have.
@@ -56,8 +67,13 @@ def plan_settings(
     for name in settings:
         if name in FROM_MASK:
             planned += FINDERS[name](context)
-        else:
+            continue
+        try:
             planned += _remembered(name, context, store)
+        except SafeNeuronError as error:
+            if left_out is None or len(settings) == 1:
+                raise
+            left_out[name] = str(error)
     return planned
 
 

@@ -15,6 +15,9 @@ def identify(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Mask file.")] = None,
     harmful: Annotated[str, typer.Option(help="Prompt set or file.")] = DEFAULT_HARMFUL,
     harmless: Annotated[str, typer.Option(help="Prompt set or file.")] = DEFAULT_HARMLESS,
+    leave_out: Annotated[
+        str | None, typer.Option(help="Prompts to leave out, such as those attacked later.")
+    ] = None,
     method: Annotated[
         str,
         typer.Option(

@@ -554,6 +554,28 @@ def test_prompts_to_find_on_are_not_attacked(
         attack(asked.model_copy(update={"harmful": identify_request.harmful}))
 
 
+def test_a_setting_that_finds_nothing_does_not_end_the_rest(
+    identify_request: IdentifyRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("analysis.attacks.refusal_direction.KL_LIMIT", -1.0)
+    attacked = tmp_path / "attacked.json"
+    attacked.write_text(json.dumps(HARMFUL[12:]), "utf-8")
+    asked = AttackRequest(
+        model=identify_request.model,
+        harmful=str(attacked),
+        harmless=identify_request.harmless,
+        find_harmful=identify_request.harmful,
+        find_harmless=identify_request.harmless,
+        settings=("ORI", "DIRECTION"),
+        max_new_tokens=2,
+    )
+    result = attack(asked).result
+    assert [setting.name for setting in result.settings] == ["ORI"]
+    assert "no refusal direction" in result.left_out["DIRECTION"]
+    with pytest.raises(SafeNeuronError, match="no refusal direction"):
+        attack(asked.model_copy(update={"settings": ("DIRECTION",)}))
+
+
 def test_a_model_trained_since_is_asked_both_questions(
     identify_request: IdentifyRequest, tmp_path: Path
 ) -> None:

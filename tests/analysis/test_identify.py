@@ -237,3 +237,16 @@ def test_one_prompt_is_too_few(asked: IdentifyRequest, tmp_path: Path) -> None:
     for side in ("harmful", "harmless", "utility"):
         with pytest.raises(SafeNeuronError, match=f"holds one {side} prompt"):
             identify(change(asked, **{side: str(tmp_path / "one.json")}))
+
+
+def test_prompts_may_be_left_out(asked: IdentifyRequest, tmp_path: Path) -> None:
+    """As those that are attacked later: what is left is what a file without them gives."""
+    for name, prompts in (("some", HARMFUL[:3]), ("rest", HARMFUL[3:8])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(prompts), "utf-8")
+    left = identify(change(asked, leave_out=str(tmp_path / "some.json")))
+    rest = identify(change(asked, harmful=str(tmp_path / "rest.json")))
+    assert left.mask.prompts.harmful.sha256 == rest.mask.prompts.harmful.sha256
+    assert left.mask.neurons == rest.mask.neurons
+    assert "without 3 of" in left.mask.prompts.harmful.name
+    with pytest.raises(SafeNeuronError, match="holds no harmful prompt"):
+        identify(change(asked, leave_out=asked.harmful))
