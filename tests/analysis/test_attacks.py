@@ -550,8 +550,12 @@ def test_prompts_to_find_on_are_not_attacked(
     rest.write_text(json.dumps(HARMFUL[4:12]), "utf-8")
     assert (found.count, found.sha256) == (8, read_prompts(rest).sha256)
     assert "without 4 of" in found.name
-    with pytest.raises(SafeNeuronError, match="leaves 0 harmful prompts to identify on"):
+    with pytest.raises(SafeNeuronError, match="holds no harmful prompt"):
         attack(asked.model_copy(update={"harmful": identify_request.harmful}))
+    mask = tmp_path / "mask.json"
+    identify(identify_request).mask.write(mask)
+    with pytest.raises(SafeNeuronError, match="leaves 0 harmful prompts to identify on"):
+        attack(asked.model_copy(update={"harmful": identify_request.harmful, "mask": mask}))
 
 
 def test_a_setting_that_finds_nothing_does_not_end_the_rest(
