@@ -115,7 +115,13 @@ def gather(
     keys: list[tuple[str, str]] = []
     asked = _identification(request, request.model)
     topics = identify_topics(
-        asked.model_copy(update={"harmful": request.topics, "harmless": request.topic_harmless}),
+        asked.model_copy(
+            update={
+                "harmful": request.topics,
+                "harmless": request.topic_harmless,
+                "leave_out": None,
+            }
+        ),
         progress,
         store,
     )
@@ -193,6 +199,7 @@ def _identification(request: EvidenceRequest, model: str) -> IdentifyRequest:
             "model": model,
             "harmful": request.harmful,
             "harmless": request.harmless,
+            "leave_out": request.attacked,
             "position": request.position,
             "top_es": request.top_es,
             "top_sas": request.top_sas,
@@ -242,6 +249,7 @@ def _aligned(request: EvidenceRequest, mask: Path, share: float, progress: Progr
             "learning_rate": request.learning_rate,
             "harmful": request.align_harmful,
             "harmless": request.align_harmless,
+            "leave_out": request.attacked,
             "dtype": "float32" if request.dtype == "float32" else "bfloat16",
         }
     )
