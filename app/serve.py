@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from app.dashboard.theme import THEME
 from toolkit.errors import SafeNeuronError
 
 MAIN = Path(__file__).parent / "dashboard" / "main.py"
@@ -22,13 +23,6 @@ DIE_WITH_PARENT = (
 )
 READY = 60.0  # seconds that the page server has to become healthy
 
-THEME = {
-    # One for each, so that the page follows the reader's light or dark.
-    "theme.light.primaryColor": "#0b6e8c",
-    "theme.dark.primaryColor": "#4db3d1",
-    "theme.font": "sans-serif",
-    "theme.baseRadius": "small",
-}
 FLAGS = {
     "server.headless": "true",
     "browser.gatherUsageStats": "false",

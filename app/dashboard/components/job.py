@@ -6,6 +6,7 @@ import streamlit as st
 
 from analysis.figures import training_figure
 from analysis.requests import Request
+from app.dashboard.components.chart import chart
 from app.dashboard.components.text import failure, plain
 from app.jobs.folder import ALIVE, Job, Phase, Verb, cancel, events, read_job, state_of
 from app.jobs.progress import how_far, training_steps
@@ -82,7 +83,13 @@ def _panel(job: Job) -> None:
         st.progress(far.share, text=plain(str(far)))
     steps = training_steps(found)
     if len(steps):
-        st.plotly_chart(training_figure(steps), theme=None, key=f"curves-{job.id}")
+        last = steps.iloc[-1]
+        chart(
+            training_figure(steps),
+            f"Curves of loss, rewards and preferred pairs over {len(steps)} training steps; the "
+            f"last loss is {last['loss']:.3g}",
+            key=f"curves-{job.id}",
+        )
         st.caption(
             "Loss: of DPO and the small SFT part together. Reward: beta times the log-ratio to the "
             "untrained model, for the chosen and the rejected answer; margin is their difference. "
