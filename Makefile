@@ -1,6 +1,7 @@
 # make demo   the whole method on the embedded model, a report, and the dashboard
 # make test   lint, types and every test
 # make bench  the benchmarks; their JSON goes to build/
+# make replicate   the comparison of alignment methods, hours; REPLICATE_FLAGS=--quick for a look
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PORT ?= 8501
 
-.PHONY: demo serve test lint types unit bench clean
+.PHONY: demo serve test lint types unit bench replicate clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +40,11 @@ bench: $(STAMP)
 	mkdir -p build
 	$(BIN)/python -m tests.benchmarks.bench_capture --json build/bench_capture.json
 	$(BIN)/python -m tests.benchmarks.bench_attack --json build/bench_attack.json
+	$(BIN)/python -m tests.benchmarks.bench_store --json build/bench_store.json
+	$(BIN)/python -m tests.benchmarks.bench_align --model smollm2-135m-aligned --json build/bench_align.json
+
+replicate: $(STAMP)
+	$(BIN)/python -m analysis.replicate $(REPLICATE_FLAGS)
 
 clean:
 	rm -rf $(VENV) build

@@ -6,29 +6,33 @@ tokenizer, and beside them the mask, the pairs and a card that says how it was m
 """
 
 import json
+import random
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.model_card import MASK, README, make_card, model_card, save_result
 from analysis.requests import AlignRequest
+from analysis.robustness import finding
+from analysis.run_pairs import run_pairs
 from toolkit.errors import SafeNeuronError
 from toolkit.files import canonical_json, require_writable, sha256_text, write_atomically
-from toolkit.masks import MaskFile, now, read_mask, require_fit
+from toolkit.masks import MaskFile, MethodInfo, read_mask, require_fit
 from toolkit.models.sources import CARD, resolve
 from toolkit.neurons import NeuronSet
 from toolkit.prompts import read_prompts
+from toolkit.train.recipes import RECIPES
 
 if TYPE_CHECKING:
     from toolkit.models.load import LoadedModel
-    from toolkit.train.dpo import TrainOutcome
-    from toolkit.train.pairs import PairReport, PreferencePair
-    from toolkit.train.recipes import Settings
+    from toolkit.train.heldout import HeldOut
+    from toolkit.train.pairs import PreferencePair
 
 OnEvent = Callable[[dict[str, Any]], None]
-PAIRS, MASK, README = "pairs.jsonl", "mask.json", "README.md"
+# RSN-Tune looks for what all text needs on so many harmless prompts.
+FOUNDATION_PROMPTS = 100
 
 
 @dataclass(frozen=True)
@@ -67,218 +71,156 @@ def align(
     """
     card_path = folder / CARD
     if card_path.is_file() and (folder / "config.json").is_file():
-        return _finished(request, folder, json.loads(card_path.read_text("utf-8")))
+        card = json.loads(card_path.read_text("utf-8"))
+        return _attacked(request, _finished(request, folder, card), card, on_event, should_stop)
     require_writable(folder)
     mask = _read_mask(request)
     parent = resolve(request.model)
 
     from toolkit.models.load import load_model
     from toolkit.train.dpo import train
-    from toolkit.train.recipes import Settings
+    from toolkit.train.parallel import first_before_others, process
 
+    first = process()[0] == 0
+    if not first:  # of several that accelerate or torchrun started: the first one tells
+        on_event = _unheard
     loaded = load_model(parent)
-    neurons = None
+    found = None
     if mask is not None:
         require_fit(mask, loaded.info, parent.ancestors, request.force)
-        neurons = mask.neuron_set()
+        found = mask.neuron_set()
+        mask = _used_mask(request, loaded, mask)
+    neurons = mask.neuron_set() if mask is not None else None
     folder.mkdir(parents=True, exist_ok=True)
-    pairs, report = _pairs(request, folder, loaded, neurons, on_event)
-    settings = Settings(
-        recipe=request.recipe,
-        zero=request.zero,
-        steps=request.steps,
-        batch_size=request.batch_size,
-        learning_rate=request.learning_rate,
-        weight_decay=request.weight_decay,
-        beta=request.beta,
-        sft_weight=request.sft_weight,
-        max_length=request.max_length,
-        save_every=request.checkpoint_steps,
-        seed=request.seed,
-        dtype=request.dtype,
+    with first_before_others(loaded.device):
+        pairs, report = run_pairs(request, folder, loaded, found, on_event)
+    on_event({"kind": "note", "text": str(report)})
+    pairs, held_out = _set_aside(request, pairs)
+    settings = request.settings(len(pairs))
+    finder = None
+    if settings.kind.searches:
+        from analysis.finding import make_finder
+
+        finder = make_finder(request, loaded, mask, settings.mixture)
+    outcome = train(
+        loaded, pairs, neurons, settings, folder, on_event, should_stop, finder, held_out
     )
-    outcome = train(loaded, pairs, neurons, settings, folder, on_event, should_stop)
     if not outcome.finished:
         return AlignOutcome(False, folder, None, {"steps": outcome.steps})
     on_event({"kind": "stage", "stage": "saving", "done": 0, "total": 1})
-    card = _card(request, loaded, mask, pairs, report, settings, outcome)
-    _save(loaded, mask, card, folder)
+    card = make_card(request, loaded, mask, pairs, report, settings, outcome)
+    card["request_key"] = request_key(request)
+    with first_before_others(loaded.device):
+        if first:
+            save_result(loaded, mask, card, folder)
+        done = _finished(request, folder, card)
     on_event({"kind": "stage", "stage": "saving", "done": 1, "total": 1})
-    return _finished(request, folder, card)
+    if not first:
+        return done
+    # Its memory is for the models under attack.
+    loaded.model = None
+    return _attacked(request, done, card, on_event, should_stop)
+
+
+def _attacked(
+    request: AlignRequest,
+    done: AlignOutcome,
+    card: dict[str, Any],
+    on_event: OnEvent,
+    should_stop: Callable[[], bool],
+) -> AlignOutcome:
+    """Attack before and after, if asked to, and put both into the model card."""
+    if not request.attack:
+        return done
+    from analysis.before_after import StopAskedError, attack_both, watched
+
+    try:
+        before, after = attack_both(request, done.model, watched(on_event, should_stop))
+    except StopAskedError:
+        return replace(done, finished=False)
+    write_atomically(done.model / README, model_card(card, before, after))
+    found = finding(after)
+    return replace(done, summary=done.summary | {"attack": found.sentence if found else "done"})
+
+
+def _unheard(event: dict[str, Any]) -> None:
+    """Drop an event."""
 
 
 def _finished(request: AlignRequest, folder: Path, card: dict[str, Any]) -> AlignOutcome:
     if card.get("request_key") != request_key(request):
         raise SafeNeuronError(f"{folder} holds the model of another run; choose another -o folder")
     # What an earlier process may have left when it was killed between saving and tidying.
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for name in ("checkpoints", "dataset"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     mask = folder / MASK if (folder / MASK).is_file() else None
     return AlignOutcome(True, folder, mask, card["figures"])
 
 
+def _set_aside(
+    request: AlignRequest, pairs: "list[PreferencePair]"
+) -> "tuple[list[PreferencePair], HeldOut | None]":
+    """What trains, and what is looked at while it does."""
+    if request.evaluate_every is None:
+        return pairs, None
+    from toolkit.train.heldout import HeldOut, split
+
+    generator = random.Random(f"{request.seed} held out")
+    trained, aside = split(
+        pairs, request.held_out, lambda below, count: generator.sample(range(below), count)
+    )
+    return trained, HeldOut(
+        pairs=aside,
+        harmful=read_prompts(request.held_harmful).texts,
+        harmless=read_prompts(request.held_harmless).texts,
+        every=request.evaluate_every,
+        patience=request.patience,
+    )
+
+
 def _read_mask(request: AlignRequest) -> MaskFile | None:
-    if request.recipe != "safeneuron":
+    recipe = RECIPES[request.recipe]
+    if not recipe.needs_mask:
         return None
     if request.mask is None:
         raise SafeNeuronError(
-            "the recipe safeneuron needs --mask; make one with 'safeneuron identify', or use "
+            f"the recipe {recipe.name} needs --mask; make one with 'safeneuron identify', or use "
             "--recipe dpo"
         )
     mask = read_mask(request.mask)
+    trains = recipe.mask == "train"
     if not mask.count:
-        raise SafeNeuronError(f"{request.mask} names no neurons, so nothing would be frozen")
+        wrong = "nothing would train" if trains else "nothing would be frozen"
+        raise SafeNeuronError(f"{request.mask} names no neurons, so {wrong}; identify again")
     if mask.count == mask.model.neurons:
-        raise SafeNeuronError(f"{request.mask} names every neuron, so no MLP would train")
+        wrong = "nothing would be left out" if trains else "no MLP would train"
+        raise SafeNeuronError(f"{request.mask} names every neuron, so {wrong}; identify again")
     return mask
 
 
-def _pairs(
-    request: AlignRequest,
-    folder: Path,
-    loaded: "LoadedModel",
-    neurons: NeuronSet | None,
-    on_event: OnEvent,
-) -> "tuple[list[PreferencePair], PairReport]":
-    """The run's pairs: those in its folder, else read or made, and kept there."""
-    from toolkit.train.pairs import PairReport, PreferencePair, clean, make_pairs, read_pairs
-    from toolkit.train.pairs import shipped_refusals as refusals
-
-    kept = folder / PAIRS
-    if kept.is_file():
-        pairs = read_pairs(kept)
-        report = json.loads((folder / "pairs.json").read_text("utf-8"))
-        return pairs, PairReport(**report)
-    report = PairReport()
-    if request.pairs is not None:
-        offered: Sequence[PreferencePair] = read_pairs(request.pairs)
+def _used_mask(request: AlignRequest, loaded: "LoadedModel", mask: MaskFile) -> MaskFile:
+    """The neurons that the recipe really freezes or trains, out of those of the mask."""
+    neurons = mask.neuron_set()
+    if request.recipe == "random-freeze":
+        used, how = neurons.random_like(request.seed), {"seed": request.seed}
+    elif request.recipe == "rsn-tune":
+        used, how = neurons - _foundation(request, loaded), {}
+        if not len(used):
+            raise SafeNeuronError(
+                "every neuron of the mask is one that all text needs, so nothing would train; "
+                "use --recipe sn-tune, or a larger mask"
+            )
     else:
-        # No more than the run will see: each prompt costs an answer or two.
-        half = (request.steps * request.batch_size + 1) // 2
-        harmful = read_prompts(request.harmful)[:half]
-        harmless = read_prompts(request.harmless)[:half]
-        answer = _answerer(loaded, request, on_event, len(harmful) + len(harmless))
-        offered = make_pairs(
-            harmful.texts,
-            harmless.texts,
-            answer(None),
-            answer(neurons),
-            refusals(),
-            request.seed,
-            report,
-        )
-
-    def length(pair: PreferencePair) -> int:
-        sides = (loaded.tokenizer(side)["input_ids"] for side in (pair.chosen, pair.rejected))
-        from toolkit.capture.base import render_text
-
-        prompt = loaded.tokenizer(render_text(loaded.tokenizer, pair.prompt))["input_ids"]
-        return len(prompt) + max(len(side) for side in sides)
-
-    pairs = clean(offered, length, request.max_length, report)
-    write_atomically(folder / "pairs.json", json.dumps(report.as_dict(), indent=1) + "\n")
-    lines = (json.dumps(asdict(pair), ensure_ascii=False) for pair in pairs)
-    write_atomically(kept, "\n".join(lines) + "\n")
-    return pairs, report
+        return mask
+    made = MethodInfo(name=request.recipe, parameters={"mask": mask.sha256, **how})
+    return MaskFile.of(used, mask.model, made, mask.prompts)
 
 
-def _answerer(
-    loaded: "LoadedModel", request: AlignRequest, on_event: OnEvent, total: int
-) -> Callable[[NeuronSet | None], Callable[[Sequence[str]], list[str]]]:
-    """Greedy answers of the whole model, or without some neurons, with progress."""
-    import torch
+def _foundation(request: AlignRequest, loaded: "LoadedModel") -> NeuronSet:
+    if request.foundation is not None:
+        mask = read_mask(request.foundation)
+        require_fit(mask, loaded.info, loaded.folder.ancestors, request.force)
+        return mask.neuron_set()
+    from analysis.finding import foundation_neurons
 
-    from toolkit.generate import generate
-    from toolkit.intervene import Intervention, intervene
-
-    done = 0
-
-    def count(prompts: int) -> None:
-        nonlocal done
-        done += prompts
-        on_event({"kind": "stage", "stage": "pairs", "done": min(done, total), "total": total})
-
-    def without(neurons: NeuronSet | None) -> Callable[[Sequence[str]], list[str]]:
-        removed = neurons if neurons is not None else NeuronSet.empty(loaded.layout.widths)
-
-        def answer(texts: Sequence[str]) -> list[str]:
-            dtype = torch.bfloat16 if request.dtype == "bfloat16" else torch.float32
-            with (
-                intervene(loaded.model, loaded.layout, Intervention(removed)),
-                torch.autocast(loaded.device.type, dtype, enabled=dtype != torch.float32),
-            ):
-                return generate(loaded, texts, request.answer_tokens, on_prompts=count)
-
-        return answer
-
-    return without
-
-
-def _card(
-    request: AlignRequest,
-    loaded: "LoadedModel",
-    mask: MaskFile | None,
-    pairs: "Sequence[PreferencePair]",
-    report: "PairReport",
-    settings: "Settings",
-    outcome: "TrainOutcome",
-) -> dict[str, Any]:
-    parent = loaded.folder
-    return {
-        "schema": "safeneuron.model/1",
-        "request_key": request_key(request),
-        "request": request.model_dump(mode="json"),
-        "parent": loaded.info.model_dump(),
-        "ancestors": [parent.fingerprint, *parent.ancestors],
-        "settings": asdict(settings),
-        "mask": mask.sha256 if mask else None,
-        "pairs": {
-            "sha256": sha256_text(canonical_json([asdict(pair) for pair in pairs])),
-            **report.as_dict(),
-        },
-        "figures": {
-            "steps": outcome.steps,
-            "first": outcome.first,
-            "last": outcome.last,
-            "frozen_numbers": outcome.frozen,
-            "trained_numbers": outcome.trainable,
-            "seconds": outcome.seconds,
-        },
-        "versions": {
-            name: version(name) for name in ("safeneuron", "torch", "transformers", "trl")
-        },
-        "created": now().isoformat(),
-    }
-
-
-def _save(loaded: "LoadedModel", mask: MaskFile | None, card: dict[str, Any], folder: Path) -> None:
-    """Put the model into the folder; ``config.json`` comes last and makes it one."""
-    scratch = folder / ".partial"
-    shutil.rmtree(scratch, ignore_errors=True)
-    loaded.model.save_pretrained(scratch)
-    loaded.tokenizer.save_pretrained(scratch)
-    if mask is not None:
-        mask.write(folder / MASK)
-    write_atomically(folder / CARD, json.dumps(card, indent=1) + "\n")
-    write_atomically(folder / README, _model_card(card))
-    files = sorted(scratch.iterdir(), key=lambda path: path.name == "config.json")
-    for path in files:
-        path.replace(folder / path.name)
-    scratch.rmdir()
-
-
-def _model_card(card: dict[str, Any]) -> str:
-    settings, figures = card["settings"], card["figures"]
-    frozen = f"{figures['frozen_numbers']:,} numbers of the mask's neurons held bit-identical"
-    return (
-        f"# {card['parent']['source']}, aligned\n\n"
-        f"Trained by SafeNeuron {card['versions']['safeneuron']} with the recipe "
-        f"`{settings['recipe']}` ({figures['steps']} steps of {settings['batch_size']} pairs, "
-        f"seed {settings['seed']}); {frozen}, {figures['trained_numbers']:,} trained.\n\n"
-        "| | first step | last step |\n|---|---|---|\n"
-        + "".join(
-            f"| {name} | {figures['first'][name]:.4g} | {figures['last'][name]:.4g} |\n"
-            for name in ("loss", "margin", "accuracy")
-            if name in figures["first"] and name in figures["last"]
-        )
-        + "\nEverything else is in `safeneuron.json`; attack it with `safeneuron attack`.\n"
-    )
+    return foundation_neurons(loaded, read_prompts(request.harmless)[:FOUNDATION_PROMPTS])

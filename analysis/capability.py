@@ -16,7 +16,7 @@ from pydantic import Field
 
 from analysis.requests import FROM_MASK, CapabilityRequest
 from analysis.robustness import MaskInfo, Setting, Side
-from analysis.store import Entry, Store
+from analysis.store import About, Entry, Store
 from analysis.study import attack_context, finding_prompts, mask_of
 from toolkit.errors import SafeNeuronError
 from toolkit.files import sha256_file
@@ -148,7 +148,8 @@ def capability(
 
         title = f"capability of {request.model}: {', '.join(request.tasks)}"
         summary = {"model": request.model, "tasks": list(request.tasks)}
-        entry = store.save("capability", recipe, title, summary, write)
+        about = About(request.model, ", ".join(request.tasks), ", ".join(settings))
+        entry = store.save("capability", recipe, title, summary, write, about)
     return Measured(entry, result, False)
 
 

@@ -1,12 +1,23 @@
 """What a user asks for: the same validated request from the command line, a page or a job."""
 
+from dataclasses import fields
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from analysis.select import Method, Selection
 from toolkit.errors import SafeNeuronError
+from toolkit.train.recipes import (
+    RECIPES,
+    OptimiserName,
+    PresetName,
+    RecipeName,
+    Reference,
+    Settings,
+    with_preset,
+)
 
 DEFAULT_HARMFUL = "advbench[1::2]"
 DEFAULT_HARMLESS = "harmless-train[:260]"
@@ -186,27 +197,69 @@ class CapabilityRequest(Request):
         return AttackRequest(**{name: getattr(self, name) for name in shared})
 
 
+USUAL = RECIPES["safeneuron"].two_core
+
+
 class AlignRequest(Request):
-    """Train a model by preference optimisation with a mask's neurons frozen."""
+    """Train a model by a recipe; a number left out is that of the recipe's preset."""
 
     model: str
     mask: Path | None = None
-    recipe: Literal["dpo", "safeneuron"] = "safeneuron"
+    recipe: RecipeName = "safeneuron"
+    preset: PresetName = "two-core"
     zero: bool = Field(
         default=True,
         description="zero the frozen neurons in the forward pass too (Algorithm 1, step 3)",
     )
+    reference: Reference = Field(
+        default="whole", description="DPO's reference model, or with the frozen neurons zeroed"
+    )
+    foundation: Path | None = Field(
+        default=None, description="mask of what rsn-tune leaves out; found when left out"
+    )
     pairs: Path | None = Field(
         default=None, description="preference pairs; made from the model itself when left out"
     )
+    safety: str | None = Field(
+        default=None,
+        description="safety pairs: a file, pku-saferlhf, hh-rlhf, spa-vl or a hub name",
+    )
+    general: str | None = Field(
+        default=None, description="general pairs, mixed with them: a file, ultrafeedback, ..."
+    )
+    safety_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.3, description="of safety pairs in the mixture (Appendix B)"
+    )
+    safety_label: Literal["safer", "better"] = Field(
+        default="safer", description="which of PKU-SafeRLHF's labels decides; the paper is silent"
+    )
+    total: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="pairs drawn; as many as there are when left out"
+    )
     harmful: str = "advbench[::2]"
     harmless: str = "harmless-train"
-    steps: Annotated[int, Field(ge=1)] = 72
-    batch_size: Annotated[int, Field(ge=1)] = 8
-    learning_rate: Annotated[float, Field(gt=0)] = 4e-5
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    sft_weight: Annotated[float, Field(ge=0)] = 0.2
+    steps: Annotated[int, Field(ge=1)] = USUAL.steps
+    epochs: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="passes over the pairs, instead of steps"
+    )
+    batch_size: Annotated[int, Field(ge=1)] = USUAL.batch_size
+    micro_batch: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="pairs at a time, the rest accumulated; halved without memory"
+    )
+    learning_rate: Annotated[float, Field(gt=0)] = USUAL.learning_rate
+    weight_decay: Annotated[float, Field(ge=0)] = USUAL.weight_decay
+    optimiser: OptimiserName = "adamw"
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    beta: Annotated[float, Field(gt=0)] = USUAL.beta
+    sft_weight: Annotated[float, Field(ge=0)] = USUAL.sft_weight
+    kl_weight: Annotated[float, Field(ge=0)] = USUAL.kl_weight
+    find_every: Annotated[int, Field(ge=1)] = Field(
+        default=USUAL.find_every, description="steps between searches of recipes that look again"
+    )
+    lora_rank: Annotated[int, Field(ge=0)] = Field(
+        default=USUAL.lora_rank, description="train an adapter and merge it; 0 for the weights"
+    )
+    lora_alpha: Annotated[int, Field(ge=1)] = USUAL.lora_alpha
     max_length: Annotated[int, Field(ge=16)] = 256
     answer_tokens: Annotated[int, Field(ge=1)] = 64
     save_every: Annotated[int, Field(ge=1)] | None = Field(
@@ -217,11 +270,70 @@ class AlignRequest(Request):
         default="bfloat16", description="of the arithmetic (autocast); weights stay in float32"
     )
     force: bool = False
+    evaluate_every: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="steps between looks at held-out pairs and prompts; never"
+    )
+    held_out: Annotated[int, Field(ge=1)] = Field(
+        default=16, description="pairs set aside for it, where it is looked at"
+    )
+    held_harmful: str = "advbench[1::32]"
+    held_harmless: str = "harmless-forms[::48]"
+    patience: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="looks without a better held-out margin before it ends early"
+    )
+    attack: bool = Field(
+        default=False, description="attack the model before and after; the card shows both"
+    )
+    attacked: str = Field(default=DEFAULT_ATTACKED, description="harmful prompts of that attack")
+    attacked_harmless: str = "harmless-heldout[:60]"
+    attack_settings: tuple[AttackSetting, ...] | None = Field(
+        default=None, min_length=1, description="as those of an attack"
+    )
+    attack_tokens: Annotated[int, Field(ge=1)] = 48
+    find_harmful: str = Field(
+        default=DEFAULT_HARMFUL, description="prompts that neurons are identified on"
+    )
+    find_harmless: str = DEFAULT_HARMLESS
 
-    @property
-    def checkpoint_steps(self) -> int:
-        """Steps between checkpoints."""
-        return self.save_every or max(1, self.steps // 4)
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: object) -> object:
+        return with_preset(values) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "AlignRequest":
+        if self.pairs is not None and (self.safety or self.general):
+            raise ValueError("give pairs, or safety and general ones to mix, not both")
+        if self.patience is not None and self.evaluate_every is None:
+            raise ValueError("patience needs evaluate-every: it counts looks at held-out pairs")
+        return self
+
+    def settings(self, pairs: int) -> Settings:
+        """The recipe with its numbers, for so many pairs."""
+        shared = {field.name for field in fields(Settings)} & set(AlignRequest.model_fields)
+        given = {name: getattr(self, name) for name in shared}
+        if self.epochs is not None:
+            given["steps"] = max(1, ceil(self.epochs * pairs / self.batch_size))
+        return Settings(**given | {"save_every": self.save_every or max(1, given["steps"] // 4)})
+
+
+class RoundsRequest(AlignRequest):
+    """Identify, align, identify again on the new model, as often as asked.
+
+    ``mask`` is that of the first round, which is identified when left out.
+    """
+
+    rounds: Annotated[int, Field(ge=1, le=20)] = 3
+    fresh_pairs: bool = Field(
+        default=False, description="make or draw the pairs anew in each round, not once"
+    )
+    position: Literal["last", "mean", "max"] = "last"
+    method: Method = "es+sas"
+    tau_es: float = 2.0
+    tau_sas: float = 2.0
+    top: float | None = None
+    top_es: float | None = OWN_ES
+    top_sas: float | None = OWN_SAS
 
 
 def parse_request(kind: type[AnyRequest], values: object) -> AnyRequest:

@@ -60,15 +60,29 @@ def attacks_section(results: dict[str, AttackResult]) -> str:
     return "\n".join(parts)
 
 
-def write_section(path: Path, section: str) -> None:
-    """Put the section between its marks in a page, which is made when missing."""
-    text = path.read_text("utf-8") if path.is_file() else f"# Results\n\n{START}\n{END}\n"
-    if START not in text or END not in text:
-        text = f"{text.rstrip()}\n\n{START}\n{END}\n"
-    head, _, rest = text.partition(START)
-    _, _, tail = rest.partition(END)
+def write_section(
+    path: Path, section: str, marks: tuple[str, str] = (START, END), leads: bool = False
+) -> None:
+    """Put a section between its marks in a page, which is made when missing.
+
+    Args:
+        path: the page; what stands outside of the marks stays.
+        section: Markdown.
+        marks: comments before and after it.
+        leads: where the page lacks the marks, put them below its title, not at its end.
+    """
+    start, end = marks
+    text = path.read_text("utf-8") if path.is_file() else "# Results\n"
+    if start not in text or end not in text:
+        title, _, rest = text.partition("\n")
+        if leads and title.startswith("# "):
+            text = f"{title}\n\n{start}\n{end}\n{rest}"
+        else:
+            text = f"{text.rstrip()}\n\n{start}\n{end}\n"
+    head, _, rest = text.partition(start)
+    _, _, tail = rest.partition(end)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, f"{head}{START}\n\n{section}\n{END}{tail}")
+    write_atomically(path, f"{head}{start}\n\n{section}\n{end}{tail}")
 
 
 def main() -> None:

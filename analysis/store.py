@@ -1,71 +1,50 @@
 """Results under content hashes, readable without a model.
 
 An entry is a folder ``store/<kind>/<key>`` whose key is the sha256 of the canonical JSON
-of everything the result depends on (its *recipe*). ``manifest.json`` is written last and
-holds the recipe, a title in words, a summary and the sha256 of every file, so that a
-half-written entry is not one and a damaged one is noticed, set aside and made again.
+of everything the result depends on (its *recipe*). It is filled under another name, written
+through to the disk and then renamed, its manifest last; so a half-written entry is not one,
+and a damaged one is noticed, set aside and made again.
 """
 
-import json
 import os
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from analysis.listing import reason
+from analysis.manifest import (
+    MANIFEST,
+    About,
+    Entry,
+    NewerVersionError,
+    manifest_text,
+    read_entry,
+    safe_name,
+)
 from toolkit.errors import SafeNeuronError
 from toolkit.files import canonical_json, sha256_file, sha256_text
 from toolkit.home import home
 
-MANIFEST = "manifest.json"
-SCHEMA = "safeneuron.entry/1"
-KINDS = ("identify", "attack", "redteam", "capability", "moments", "plan")
+__all__ = ["MANIFEST", "About", "Entry", "Store"]
+
 ABANDONED = 86_400.0  # seconds
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One stored result.
-
-    Args:
-        kind: one of :data:`KINDS`.
-        key: names it among its kind.
-        path: its folder.
-        created: when, in UTC.
-        title: what it is, in words.
-        recipe: everything it depends on.
-        summary: its figures, for a listing.
-        files: file name -> sha256.
-    """
-
-    kind: str
-    key: str
-    path: Path
-    created: datetime
-    title: str
-    recipe: dict[str, Any]
-    summary: dict[str, Any]
-    files: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def size(self) -> int:
-        """Bytes on disk."""
-        return sum(path.stat().st_size for path in self.path.iterdir() if path.is_file())
-
-    def file(self, name: str) -> Path:
-        """The path of one of its files."""
-        return self.path / name
+KIND = re.compile(r"[a-z][a-z-]{0,30}")
+NOT_KINDS = ("damaged", "unfinished", "locks")
+DAMAGED = re.compile(r"(?P<kind>[a-z-]+)-(?P<key>[0-9a-f]+)-(?P<when>[0-9]+)")
 
 
 class Store:
     """The results kept on this machine.
+
+    Any number of processes may read and write one store at a time.
 
     Args:
         root: the folder; by default ``store`` under ``SAFENEURON_HOME``.
@@ -83,11 +62,18 @@ class Store:
         """The entry made by ``recipe``, whole and unchanged, or None.
 
         A damaged one is moved to ``store/damaged`` and not returned.
+
+        Raises:
+            SafeNeuronError: a newer version of this program wrote it.
         """
         return self.get(kind, self.key(recipe))
 
     def get(self, kind: str, key: str) -> Entry | None:
-        """The entry of that key, checked file by file, or None."""
+        """The entry of that key, checked file by file, or None.
+
+        Raises:
+            SafeNeuronError: a newer version of this program wrote it.
+        """
         folder = self.root / kind / key
         if not folder.is_dir():
             return None
@@ -103,19 +89,62 @@ class Store:
                 folder.rename(aside)
         return entry
 
+    def kinds(self) -> list[str]:
+        """Kinds of results there are."""
+        if not self.root.is_dir():
+            return []
+        names = sorted(path.name for path in self.root.iterdir() if path.is_dir())
+        return [name for name in names if KIND.fullmatch(name) and name not in NOT_KINDS]
+
+    def places(self) -> list[tuple[str, str]]:
+        """Kind and key of everything that stands where an entry would, readable or not."""
+        return [
+            (kind, folder.name)
+            for kind in self.kinds()
+            for folder in sorted((self.root / kind).iterdir())
+            if not folder.name.startswith(".") and folder.is_dir()
+        ]
+
     def entries(self, kind: str | None = None) -> list[Entry]:
         """Every readable entry, newest first; files are not checked here."""
-        kinds = [kind] if kind else KINDS
         found = []
-        for name in kinds:
-            for folder in (self.root / name).glob("*"):
-                if folder.name.startswith("."):
-                    continue
+        for name, key in self.places():
+            if kind in (None, name):
                 try:
-                    found.append(_read(folder, name))
+                    found.append(read_entry(self.root / name / key, name))
                 except (OSError, SafeNeuronError):
                     continue  # broken: `get` sets it aside when somebody asks for it
         return sorted(found, key=lambda entry: (entry.created, entry.key), reverse=True)
+
+    def newer(self) -> list[str]:
+        """What a newer version of this program wrote, and this one cannot read: a line each."""
+        told = []
+        for kind, key in self.places():
+            try:
+                read_entry(self.root / kind / key, kind)
+            except NewerVersionError as error:
+                told.append(str(error))
+            except (OSError, SafeNeuronError):
+                continue
+        return told
+
+    def one(self, kind: str, key: str) -> Entry:
+        """The entry whose key begins so, for a person who types it; files are not checked.
+
+        Raises:
+            SafeNeuronError: none or several do, or it cannot be read.
+        """
+        names = [name for its_kind, name in self.places() if its_kind == kind]
+        found = [name for name in names if key and name.startswith(key)]
+        if len(found) != 1:
+            told = "several keys begin so" if found else f"no {kind} entry {key}"
+            raise SafeNeuronError(f"{told}; 'safeneuron cache' lists them")
+        try:
+            return read_entry(self.root / kind / found[0], kind)
+        except OSError as error:
+            raise SafeNeuronError(
+                f"{kind} {found[0]} has no manifest; 'safeneuron cache verify' sets it aside"
+            ) from error
 
     def save(
         self,
@@ -124,10 +153,19 @@ class Store:
         title: str,
         summary: Mapping[str, Any],
         write: Callable[[Path], None],
+        about: About | None = None,
     ) -> Entry:
         """Make an entry: ``write`` fills a folder, which then appears whole.
 
         An entry that is there already is replaced.
+
+        Args:
+            kind: what sort of result, in lower case.
+            recipe: everything it depends on, as JSON.
+            title: what it is, in words.
+            summary: its figures, for a listing.
+            write: writes its files, without folders.
+            about: of which model, from which prompts, by what.
 
         Raises:
             SafeNeuronError: the store cannot be written.
@@ -143,18 +181,25 @@ class Store:
             ) from error
         try:
             write(scratch)
-            manifest = {
-                "schema": SCHEMA,
-                "created": datetime.now(UTC).isoformat(),
-                "title": title,
-                "recipe": dict(recipe),
-                "summary": dict(summary),
-                "files": {path.name: sha256_file(path) for path in sorted(scratch.iterdir())},
-            }
-            with (scratch / MANIFEST).open("w", encoding="utf-8") as stream:
-                json.dump(manifest, stream, indent=1)
-                stream.flush()
-                os.fsync(stream.fileno())
+            files = sorted(scratch.iterdir())
+            wrong = [path.name for path in files if not (safe_name(path.name) and path.is_file())]
+            if wrong:
+                raise ValueError(f"an entry holds plain files, not {wrong[0]!r}")
+            entry = Entry(
+                kind=kind,
+                key=key,
+                path=scratch,
+                created=datetime.now(UTC),
+                title=title,
+                recipe=dict(recipe),
+                summary=dict(summary),
+                files={path.name: sha256_file(path) for path in files},
+                about=about or About(),
+                why=reason(kind, recipe, folder, self._set_aside(kind, key), self.entries(kind)),
+            )
+            (scratch / MANIFEST).write_text(manifest_text(entry), "utf-8")
+            for path in (*files, scratch / MANIFEST, scratch):
+                _to_disk(path)
             scratch.chmod(0o755)
             with FileLock(folder.parent / ".lock"):
                 _sweep(folder.parent)
@@ -165,10 +210,40 @@ class Store:
                     shutil.rmtree(old)
                 else:
                     scratch.replace(folder)
+                _to_disk(folder.parent)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
-        return _read(folder, kind)
+        return read_entry(folder, kind)
+
+    def _set_aside(self, kind: str, key: str) -> datetime | None:
+        """When a damaged entry of that key was last set aside."""
+        times = [
+            int(match["when"])
+            for path in (self.root / "damaged").glob(f"{kind}-{key}-*")
+            if (match := DAMAGED.fullmatch(path.name))
+        ]
+        return datetime.fromtimestamp(max(times) / 1e9, UTC) if times else None
+
+    @contextmanager
+    def computing(self, kind: str, recipe: Mapping[str, Any]) -> Iterator[Entry | None]:
+        """Hold the right to compute a result, which one process has at a time.
+
+        Gives the entry where it is there, or another process made it while this one waited
+        for that right; None where the block has to compute and save it.
+        """
+        if entry := self.find(kind, recipe):
+            yield entry
+            return
+        lock = self.root / "locks" / f"{kind}-{self.key(recipe)}.lock"
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SafeNeuronError(
+                f"cannot write {lock.parent}: {error.strerror}; set SAFENEURON_HOME"
+            ) from error
+        with FileLock(lock):
+            yield self.find(kind, recipe)
 
     @contextmanager
     def unfinished(self, kind: str, recipe: Mapping[str, Any]) -> Iterator[Path]:
@@ -197,7 +272,20 @@ class Store:
         folder = self.root / kind / key
         if folder.resolve().parent != (self.root / kind).resolve() or not folder.is_dir():
             raise SafeNeuronError(f"no {kind} entry {key}; 'safeneuron cache' lists them")
-        shutil.rmtree(folder)
+        with FileLock(folder.parent / ".lock"):
+            # Out of the way first: an entry that is half deleted must not look damaged.
+            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".old-"))
+            folder.rename(old / key)
+        shutil.rmtree(old)
+
+
+def _to_disk(path: Path) -> None:
+    """Have the system write a file or a folder's names out before going on."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _sweep(kind: Path) -> None:
@@ -213,29 +301,11 @@ def _sweep(kind: Path) -> None:
 def _checked(folder: Path, kind: str) -> Entry | None:
     """The entry in ``folder`` if it is whole and every file as it was written."""
     try:
-        entry = _read(folder, kind)
-        whole = all(sha256_file(entry.file(n)) == digest for n, digest in entry.files.items())
-    except (OSError, SafeNeuronError):
+        entry = read_entry(folder, kind)
+        if folder.is_symlink() or Store.key(entry.recipe) != entry.key:
+            return None
+        return None if entry.damaged() else entry
+    except NewerVersionError:
+        raise
+    except (OSError, SafeNeuronError, ValueError):
         return None
-    return entry if whole else None
-
-
-def _read(folder: Path, kind: str) -> Entry:
-    try:
-        data = json.loads((folder / MANIFEST).read_text("utf-8"))
-        if data["schema"] != SCHEMA:
-            raise SafeNeuronError(f"{folder} has schema {data['schema']!r}, not {SCHEMA!r}")
-        if any(Path(name).name != name for name in data["files"]):
-            raise SafeNeuronError(f"{folder}: a file name leads out of the entry")
-        return Entry(
-            kind=kind,
-            key=folder.name,
-            path=folder,
-            created=datetime.fromisoformat(data["created"]),
-            title=data["title"],
-            recipe=data["recipe"],
-            summary=data["summary"],
-            files=data["files"],
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SafeNeuronError(f"{folder} has no readable manifest: {error}") from error

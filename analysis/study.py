@@ -5,7 +5,7 @@ the store already is returned without loading a model.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from importlib.metadata import version
@@ -39,7 +39,8 @@ from analysis.robustness import (
 )
 from analysis.scores.table import score_table
 from analysis.select import Selection, select_parts
-from analysis.store import Entry, Store
+from analysis.store import About, Entry, Store
+from analysis.tables import write_parquet
 from toolkit.capture.moments import Moments
 from toolkit.errors import SafeNeuronError
 from toolkit.judge.refusal import VERSION as JUDGE
@@ -59,6 +60,9 @@ from toolkit.prompts import PromptSet, read_prompts
 
 if TYPE_CHECKING:
     from analysis.attacks.context import AttackContext
+    from toolkit.models.load import LoadedModel
+
+    Loader = Callable[[], LoadedModel]
 
 SIDES: tuple[Side, Side] = ("harmful", "harmless")
 
@@ -85,12 +89,22 @@ class Attacked:
 
 
 def identify(
-    request: IdentifyRequest, progress: Progress = silent, store: Store | None = None
+    request: IdentifyRequest,
+    progress: Progress = silent,
+    store: Store | None = None,
+    load: "Loader | None" = None,
 ) -> Identified:
     """Find a model's safety neurons.
 
     The expensive part, the moments of every neuron over both prompt sets, is stored by
     itself: another method or threshold over the same prompts runs no model either.
+
+    Args:
+        request: what is asked for.
+        progress: hears of prompts captured.
+        store: where results are kept.
+        load: loads the model where one has to be run; a caller that asks for many
+            identifications of one model keeps it loaded.
 
     Raises:
         SafeNeuronError: bad input, before anything is written.
@@ -104,16 +118,15 @@ def identify(
                 f"{prompts.name} holds one {side} prompt; a variance needs at least two"
             )
     folder = resolve(request.model)
-    captured, moments_reused = _moments(request, folder, sets, progress, store)
+    captured, moments_reused = _moments(request, folder, sets, progress, store, load)
     recipe = {
         "moments": captured.key,
         "method": request.method,
         "parameters": selection.parameters(),
         "source": request.model,
     }
-    entry = store.find("identify", recipe)
-    if entry is None:
-        entry = _select_and_save(request, selection, captured, sets, recipe, store)
+    with store.computing("identify", recipe) as there:
+        entry = there or _select_and_save(request, selection, captured, sets, recipe, store)
     return Identified(entry, read_mask(entry.file("mask.json")), moments_reused)
 
 
@@ -123,6 +136,7 @@ def _moments(
     sets: dict[str, PromptSet],
     progress: Progress,
     store: Store,
+    load: "Loader | None",
 ) -> tuple[Entry, bool]:
     recipe = {
         "fingerprint": folder.fingerprint,
@@ -134,16 +148,29 @@ def _moments(
         "backend": request.backend,
         "dtype": request.dtype,
     }
-    if entry := store.find("moments", recipe):
-        return entry, True
+    with store.computing("moments", recipe) as there:
+        if there:
+            return there, True
+        return _capture(request, folder, sets, recipe, progress, store, load), False
 
+
+def _capture(
+    request: IdentifyRequest,
+    folder: ModelFolder,
+    sets: dict[str, PromptSet],
+    recipe: Mapping[str, object],
+    progress: Progress,
+    store: Store,
+    load: "Loader | None",
+) -> Entry:
+    """Run the model over both prompt sets and store the moments of its neurons."""
     import torch
 
     from toolkit.capture.backends import make_backend
     from toolkit.capture.base import capture_moments
     from toolkit.models.load import load_model
 
-    loaded = load_model(folder, dtype=getattr(torch, request.dtype))
+    loaded = load() if load else load_model(folder, dtype=getattr(torch, request.dtype))
     backend = make_backend(request.backend, loaded)
     total, done = sum(len(prompts) for prompts in sets.values()), 0
 
@@ -171,15 +198,26 @@ def _moments(
         save_file(arrays, scratch / "moments.safetensors")
 
     counts = {side: len(prompts) for side, prompts in sets.items()}
-    entry = store.save(
+    return store.save(
         "moments",
         recipe,
         f"activations of {request.model} at the {request.position} position, "
         f"{sets['harmful'].name} against {sets['harmless'].name}",
         {"model": info.model_dump(), "counts": counts},
         write,
+        About(request.model, _sides(sets), f"mean and variance at the {request.position} position"),
     )
-    return entry, False
+
+
+def _sides(sets: Mapping[str, PromptSet]) -> str:
+    """Prompt sets in words, for a listing."""
+    return " against ".join(f"{len(found)} of {found.name}" for found in sets.values())
+
+
+def _selected_by(selection: Selection) -> str:
+    """A selection in words, for a listing."""
+    given = ", ".join(f"{name} {value}" for name, value in selection.parameters().items())
+    return f"{selection.method} ({given})"
 
 
 def _load_moments(entry: Entry, side: Side) -> list[Moments]:
@@ -222,7 +260,7 @@ def _select_and_save(
     )
 
     def write(scratch: Path) -> None:
-        table.to_parquet(scratch / "scores.parquet", index=False)
+        write_parquet(table, scratch / "scores.parquet")
         mask.write(scratch / "mask.json")
 
     return store.save(
@@ -243,6 +281,7 @@ def _select_and_save(
             "harmless": sets["harmless"].name,
         },
         write,
+        About(request.model, _sides(sets), _selected_by(selection)),
     )
 
 
@@ -326,7 +365,12 @@ def attack(
             "success": _success(result),
         }
         title = f"attack on {request.model}: {', '.join(settings)}"
-        entry = store.save("attack", recipe, title, summary, write)
+        about = About(
+            request.model,
+            " and ".join(f"{len(asked)} of {asked.name}" for asked in prompts.values()),
+            f"{', '.join(settings)} with a mask of {mask.count} neurons, {mask.sha256[:8]}",
+        )
+        entry = store.save("attack", recipe, title, summary, write, about)
     return Attacked(entry, result, False)
 
 
@@ -452,22 +496,21 @@ def _settings(
 
 
 def finding_prompts(request: AttackRequest, attacked: PromptSet) -> dict[Side, PromptSet]:
-    """Prompts to identify on: none of those that are then answered."""
+    """Prompts to identify on: none of those that are then answered.
+
+    Raises:
+        SafeNeuronError: fewer than two are left on a side.
+    """
     found: dict[Side, PromptSet] = {
-        "harmful": read_prompts(request.find_harmful),
+        "harmful": read_prompts(request.find_harmful).without(attacked),
         "harmless": read_prompts(request.find_harmless),
     }
     for side, prompts in found.items():
         if len(prompts) < 2:
             raise SafeNeuronError(
-                f"{prompts.name} holds one {side} prompt; a variance needs at least two"
+                f"{prompts.name} leaves {len(prompts)} {side} prompts to identify on, and a "
+                f"variance needs at least two; choose others with --find-{side}"
             )
-    shared = set(found["harmful"].texts) & set(attacked.texts)
-    if shared:
-        raise SafeNeuronError(
-            f"{len(shared)} of the prompts to identify on are also attacked; choose others with "
-            "--find-harmful"
-        )
     return found
 
 
@@ -529,4 +572,9 @@ def red_team(
         "usable": dict(zip(table["setting"], table["usable"].round(4), strict=True)),
     }
     title = f"attack prompts written by {request.model}: {', '.join(request.settings)}"
-    return store.save("redteam", recipe, title, summary, write), result, False
+    about = About(
+        request.model,
+        f"categories of {labelled.name}",
+        f"{', '.join(request.settings)}, {request.draws} draws each",
+    )
+    return store.save("redteam", recipe, title, summary, write, about), result, False

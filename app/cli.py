@@ -18,10 +18,15 @@ from analysis.requests import (
     parse_request,
 )
 from app import terminal
+from app.commands.cache import cache
 from app.commands.capability import capability
+from app.commands.export import export, figure
 from app.commands.judges import judges
+from app.commands.overlap import overlap
 from app.commands.redteam import redteam
+from app.commands.rounds import rounds
 from toolkit.errors import SafeNeuronError
+from toolkit.train.recipes import OptimiserName, PresetName, RecipeName, Reference
 
 app = typer.Typer(
     name="safeneuron",
@@ -294,26 +299,84 @@ def align(
     model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder of the new model.")],
     mask: Annotated[Path | None, typer.Option(help="Neurons to freeze.")] = None,
-    recipe: Annotated[Literal["dpo", "safeneuron"], typer.Option()] = "safeneuron",
+    recipe: Annotated[
+        RecipeName, typer.Option(help="How; toolkit/train/recipes.py has their numbers.")
+    ] = "safeneuron",
+    preset: Annotated[
+        PresetName, typer.Option(help="Numbers for two cores, or the paper's.")
+    ] = "two-core",
     zero: Annotated[
-        bool, typer.Option("--zero/--no-zero", help="Zero the frozen neurons while training.")
-    ] = True,
+        bool | None,
+        typer.Option("--zero/--no-zero", help="Zero the frozen neurons while training."),
+    ] = None,
+    reference: Annotated[
+        Reference, typer.Option(help="DPO's reference: whole, or with them zeroed too.")
+    ] = "whole",
+    foundation: Annotated[
+        Path | None, typer.Option(help="Mask of what rsn-tune leaves out; found by default.")
+    ] = None,
     pairs: Annotated[
         Path | None, typer.Option(help="Preference pairs; made from the model by default.")
     ] = None,
+    safety: Annotated[
+        str | None,
+        typer.Option(help="Safety pairs: a file, pku-saferlhf, hh-rlhf, spa-vl or a hub name."),
+    ] = None,
+    general: Annotated[
+        str | None, typer.Option(help="General pairs mixed in: a file, ultrafeedback, or a hub's.")
+    ] = None,
+    safety_share: Annotated[float, typer.Option(help="Of safety pairs in the mixture.")] = 0.3,
+    safety_label: Annotated[
+        Literal["safer", "better"], typer.Option(help="PKU-SafeRLHF's label that decides.")
+    ] = "safer",
+    total: Annotated[int | None, typer.Option(help="Pairs drawn; all by default.")] = None,
     harmful: Annotated[str, typer.Option(help="Prompts for made pairs.")] = "advbench[::2]",
     harmless: Annotated[str, typer.Option(help="Prompts for made pairs.")] = "harmless-train",
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 72,
-    batch_size: Annotated[int, typer.Option(help="Pairs a step.")] = 8,
-    learning_rate: Annotated[float, typer.Option(help="At its peak.")] = 4e-5,
-    weight_decay: Annotated[float, typer.Option()] = 0.05,
-    beta: Annotated[float, typer.Option(help="Of DPO.")] = 0.1,
-    sft_weight: Annotated[float, typer.Option(help="Of the SFT loss on chosen.")] = 0.2,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimiser steps; this and what follows is the preset's.")
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Passes over the pairs, instead of steps.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pairs a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="At its peak.")] = None,
+    weight_decay: Annotated[float | None, typer.Option()] = None,
+    beta: Annotated[float | None, typer.Option(help="Of DPO.")] = None,
+    sft_weight: Annotated[float | None, typer.Option(help="Of the SFT loss on chosen.")] = None,
+    kl_weight: Annotated[float | None, typer.Option(help="Of neuronguard's divergence.")] = None,
+    find_every: Annotated[
+        int | None, typer.Option(help="Steps between searches, where a recipe looks again.")
+    ] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option(help="Train an adapter and merge it; 0 for the weights.")
+    ] = None,
+    lora_alpha: Annotated[int | None, typer.Option()] = None,
+    optimiser: Annotated[OptimiserName, typer.Option()] = "adamw",
+    max_grad_norm: Annotated[float, typer.Option(help="Gradients are clipped to it.")] = 1.0,
+    micro_batch: Annotated[
+        int | None, typer.Option(help="Pairs at a time; halved when memory runs out.")
+    ] = None,
     max_length: Annotated[int, typer.Option(help="Tokens of prompt and answer.")] = 256,
     answer_tokens: Annotated[int, typer.Option(help="Tokens of a made answer.")] = 64,
     save_every: Annotated[
         int | None, typer.Option(help="Steps between checkpoints; a quarter of the run.")
     ] = None,
+    evaluate_every: Annotated[
+        int | None, typer.Option(help="Steps between looks at held-out pairs and prompts.")
+    ] = None,
+    held_out: Annotated[int, typer.Option(help="Pairs set aside for that.")] = 16,
+    held_harmful: Annotated[str, typer.Option(help="Prompts for that.")] = "advbench[1::32]",
+    held_harmless: Annotated[str, typer.Option(help="Prompts for that.")] = "harmless-forms[::48]",
+    patience: Annotated[
+        int | None, typer.Option(help="End after so many looks without a better margin.")
+    ] = None,
+    attack: Annotated[
+        bool, typer.Option("--attack", help="Attack it before and after, and show both.")
+    ] = False,
+    attacked: Annotated[str, typer.Option(help="Harmful prompts for that.")] = DEFAULT_ATTACKED,
+    attacked_harmless: Annotated[
+        str, typer.Option(help="Harmless prompts for that.")
+    ] = "harmless-heldout[:60]",
     seed: Annotated[int, typer.Option()] = 0,
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option()] = "bfloat16",
     force: Annotated[bool, typer.Option("--force", help="Use another model's mask.")] = False,
@@ -326,9 +389,11 @@ def align(
     from app.launch import run_to_end
 
     values = {key: value for key, value in locals().items() if key in AlignRequest.model_fields}
+    if steps is not None and epochs is not None:
+        raise SafeNeuronError("give --steps or --epochs, not both")
     request = parse_request(AlignRequest, values)
     with terminal.progress_bar() as progress:
-        result = run_to_end("align", request, output, progress)
+        result = run_to_end("align", request, output, progress, terminal.note)
     if as_json:
         terminal.print_json(result)
         return
@@ -388,7 +453,9 @@ def models(as_json: Json = False) -> None:
         }
         for model in EMBEDDED.values()
     ]
-    _print_rows("embedded models; any folder, .gguf file or hub name works too", rows, as_json)
+    terminal.print_rows(
+        "embedded models; any folder, .gguf file or hub name works too", rows, as_json
+    )
 
 
 @app.command()
@@ -406,65 +473,9 @@ def prompts(as_json: Json = False) -> None:
         }
         for known in KNOWN.values()
     ]
-    _print_rows(
+    terminal.print_rows(
         "known prompt sets; a slice such as advbench[:100] and any file work too", rows, as_json
     )
-
-
-def _print_rows(title: str, rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        terminal.print_json(rows)
-    elif rows:
-        cells = [[str(value) for value in row.values()] for row in rows]
-        terminal.print_table(title, list(rows[0]), cells)
-    else:
-        terminal.say("nothing yet: 'safeneuron demo' makes a first study")
-
-
-cache = typer.Typer(help="List, check or remove stored results.", rich_markup_mode=None)
-app.add_typer(cache, name="cache", invoke_without_command=True)
-
-
-@cache.callback()
-def cache_list(context: typer.Context, as_json: Json = False) -> None:
-    """List stored results, newest first."""
-    if context.invoked_subcommand is not None:
-        return
-    from analysis.store import Store
-
-    rows = [
-        {
-            "kind": entry.kind,
-            "key": entry.key,
-            "what": entry.title,
-            "made": f"{entry.created:%Y-%m-%d %H:%M}",
-            "kB": entry.size // 1000,
-        }
-        for entry in Store().entries()
-    ]
-    _print_rows(f"results under {Store().root}", rows, as_json)
-
-
-@cache.command("verify")
-def cache_verify(as_json: Json = False) -> None:
-    """Check every file of every result; damaged results are set aside."""
-    from analysis.store import Store
-
-    store = Store()
-    rows = [
-        {"kind": e.kind, "key": e.key, "whole": store.get(e.kind, e.key) is not None}
-        for e in store.entries()
-    ]
-    _print_rows("checked", rows, as_json)
-
-
-@cache.command("rm")
-def cache_remove(kind: str, key: str, as_json: Json = False) -> None:
-    """Remove one result."""
-    from analysis.store import Store
-
-    Store().remove(kind, key)
-    _print_rows("removed", [{"kind": kind, "key": key}], as_json)
 
 
 @app.command()
@@ -522,9 +533,14 @@ def worker() -> None:
     work()
 
 
+app.add_typer(cache, name="cache", invoke_without_command=True)
 app.command()(judges)
 app.command()(capability)
+app.command()(overlap)
+app.command()(export)
+app.command()(figure)
 app.command()(redteam)
+app.command()(rounds)
 
 
 def main() -> None:

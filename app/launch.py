@@ -1,6 +1,7 @@
 """A job run from the command line: started here, watched to its end."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,21 @@ from toolkit.progress import Progress
 POLL = 0.3  # seconds
 
 
-def run_to_end(verb: Verb, request: Request, folder: Path, progress: Progress) -> dict[str, Any]:
+def _unheard(text: str) -> None:
+    """Drop a line that nobody asked for."""
+
+
+def run_to_end(
+    verb: Verb,
+    request: Request,
+    folder: Path,
+    progress: Progress,
+    note: Callable[[str], None] = _unheard,
+) -> dict[str, Any]:
     """Run a job in ``folder``, or attach to the one that runs there.
 
     A job that was stopped goes on; one that is done is not run again. Ctrl-C cancels
-    it, and comes back when it has saved.
+    it, and comes back when it has saved. ``note`` hears what the job says in words.
 
     Returns:
         Its ``result.json``.
@@ -44,10 +55,10 @@ def run_to_end(verb: Verb, request: Request, folder: Path, progress: Progress) -
         requeue(job)
         process = spawn(job)
     try:
-        _watch(job, process, progress)
+        _watch(job, process, progress, note)
     except KeyboardInterrupt:
         cancel(job)
-        _watch(job, process, progress)
+        _watch(job, process, progress, note)
         raise
     finally:
         if process is not None:
@@ -63,7 +74,7 @@ def run_to_end(verb: Verb, request: Request, folder: Path, progress: Progress) -
     )
 
 
-def _watch(job: Job, process: Any, progress: Progress) -> None:
+def _watch(job: Job, process: Any, progress: Progress, note: Callable[[str], None]) -> None:
     """Hand a job's events on until its process has ended."""
     offset = job.file("events.jsonl").stat().st_size if job.file("events.jsonl").exists() else 0
     while True:
@@ -74,6 +85,8 @@ def _watch(job: Job, process: Any, progress: Progress) -> None:
                 progress("train", int(event["step"]), int(event["total"]))
             elif event.get("kind") == "stage":
                 progress(str(event["stage"]), int(event["done"]), int(event["total"]))
+            elif event.get("kind") == "note":
+                note(str(event["text"]))
         if over:
             return
         time.sleep(POLL)

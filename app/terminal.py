@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,6 +65,17 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for row in rows:
         table.add_row(*[Text(str(cell)) for cell in row])
     OUT.print(table)
+
+
+def print_rows(title: str, rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """Print a listing as a table or as JSON; of nothing, what makes something."""
+    if as_json:
+        print_json(rows)
+    elif rows:
+        cells = [[str(value) for value in row.values()] for row in rows]
+        print_table(title, list(rows[0]), cells)
+    else:
+        say("nothing yet: 'safeneuron demo' makes a first study")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from analysis.requests import AttackRequest, IdentifyRequest
 from analysis.robustness import share
 from analysis.store import Store
 from analysis.study import attack, identify
+from analysis.topics import SMALLEST
 from toolkit.capture.parity import compare_backends
 from toolkit.models.load import load_model
 from toolkit.models.sources import EMBEDDED, resolve
@@ -24,6 +25,15 @@ ALIGNED = "smollm2-135m-aligned"
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_prompt_sets_have_what_their_listing_says(name: str) -> None:
     assert len(read_prompts(name)) == KNOWN[name].count
+
+
+def test_harmful_sets_have_the_topics_of_their_papers() -> None:
+    assert len(read_prompts("strongreject").by_category()) == 6
+    sizes = {name: len(part) for name, part in read_prompts("advbench").by_category().items()}
+    assert sum(sizes.values()) == 520
+    assert sum(size >= SMALLEST for size in sizes.values()) == 8
+    violence = read_prompts("strongreject#Violence[:20]")
+    assert (violence.name, len(violence)) == ("strongreject#Violence[:20]", 20)
 
 
 def test_the_split_of_the_harmless_set() -> None:

@@ -35,11 +35,8 @@ class Intervention:
     def apply(self, activations: Tensor, indices: Tensor) -> Tensor:
         """Return ``[..., width]`` activations with those of ``indices`` changed."""
         if self.action == "scale":
-            changed = activations[..., indices] * self.value
-        else:
-            constant = 0.0 if self.action == "zero" else self.value
-            changed = torch.full_like(activations[..., indices], constant)
-        return activations.index_copy(-1, indices, changed)
+            return activations.index_copy(-1, indices, activations[..., indices] * self.value)
+        return activations.index_fill(-1, indices, 0.0 if self.action == "zero" else self.value)
 
 
 def require_shape(layout: Layout, neurons: NeuronSet) -> None:

@@ -150,6 +150,10 @@ class NeuronSet:
     def __xor__(self, other: NeuronSet) -> NeuronSet:
         return self._combine(other, np.setxor1d)
 
+    def __invert__(self) -> NeuronSet:
+        """All other neurons of the model."""
+        return NeuronSet.from_masks([~mask for mask in self.masks()])
+
     def __contains__(self, neuron: object) -> bool:
         if not (isinstance(neuron, tuple) and len(neuron) == 2):
             return False

@@ -63,6 +63,29 @@ class PromptSet:
         """Hash of the contents: every text and category, in order."""
         return sha256_text(canonical_json([[p.text, p.category] for p in self.prompts]))
 
+    def by_category(self) -> dict[str, "PromptSet"]:
+        """The prompts of each category, in the order the categories first come.
+
+        Each is named as :func:`read_prompts` finds it again: ``strongreject#Violence``.
+        Prompts without a category are in none.
+        """
+        found: dict[str, list[Prompt]] = {}
+        for prompt in self.prompts:
+            if prompt.category is not None:
+                found.setdefault(prompt.category, []).append(prompt)
+        return {
+            name: PromptSet(f"{self.name}#{name}", tuple(prompts))
+            for name, prompts in found.items()
+        }
+
+    def without(self, others: "PromptSet") -> "PromptSet":
+        """Those whose messages are not among the others', named with how many were left out."""
+        unwanted = set(others.texts)
+        kept = tuple(prompt for prompt in self.prompts if prompt.text not in unwanted)
+        if len(kept) == len(self):
+            return self
+        return PromptSet(f"{self.name} without {len(self) - len(kept)} of {others.name}", kept)
+
     def info(self) -> PromptsInfo:
         """Name, hash and count, as results record them."""
         return PromptsInfo(name=self.name, sha256=self.sha256, count=len(self))
@@ -83,7 +106,7 @@ def rows_to_prompts(rows: list[Any], where: str) -> list[Prompt]:
                 f"{where}: entry {number} has no prompt; name its field one of "
                 f"{', '.join(TEXT_FIELDS)}"
             )
-        text, category = row[field], row.get("category")
+        text, category = row[field], row.get("category") or row.get("topic")
         if not isinstance(text, str):
             raise SafeNeuronError(f"{where}: entry {number}: {field} is not a text")
         prompts.append(Prompt(text.strip(), str(category) if category else None))
@@ -339,16 +362,31 @@ def _exists(path: str) -> bool:
 
 
 def read_prompts(spec: str | Path) -> PromptSet:
-    """Read a prompt set by a known name or from a file, whole or a slice of it.
+    """Read a prompt set by a known name or from a file, whole or a part of it.
 
     Args:
-        spec: a name of :data:`KNOWN`, or a path; either may end in a Python slice,
-            as in ``advbench[1::2]``.
+        spec: a name of :data:`KNOWN`, or a path; either may go on with ``#`` and a
+            category, with a Python slice, or both: ``advbench[1::2]``,
+            ``strongreject#Violence``, ``strongreject#Violence[:20]``.
 
     Raises:
-        SafeNeuronError: no such set or file, a malformed file, or nothing in the slice.
+        SafeNeuronError: no such set, file or category, a malformed file, or nothing in the
+            slice.
     """
-    return sliced(str(spec), _read_whole)
+    text = str(spec)
+    return sliced(text, lambda name: _read_part(name) if name == text else read_prompts(name))
+
+
+def _read_part(name: str) -> PromptSet:
+    """What is left of a spec without slices at its end: a whole set, or one category of it."""
+    if "#" not in name or _exists(name):
+        return _read_whole(name)
+    whole, _, category = name.rpartition("#")
+    found = read_prompts(whole).by_category()
+    if category not in found:
+        known = f"it has {', '.join(found)}" if found else "its prompts have none"
+        raise SafeNeuronError(f"{whole} has no category {category[:60]!r}: {known}")
+    return found[category]
 
 
 def sliced(spec: str, read: Callable[[str], PromptSet]) -> PromptSet:

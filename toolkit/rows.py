@@ -120,11 +120,9 @@ class RowPlans:
         if layer not in self._kept:
             table = self._tables[layer]
             factor = None if table.factor is None else table.factor[self._rows, None]
-            self._kept[layer] = (
-                table.held[self._rows, None],
-                table.constant[self._rows, None],
-                factor,
-            )
+            # In the activations' type, which autocast makes another than the model's.
+            constant = table.constant[self._rows, None].to(activations.dtype)
+            self._kept[layer] = (table.held[self._rows, None], constant, factor)
         held, constant, factor = self._kept[layer]
         # OPT flattens batch and tokens into one dimension; the rest keep both.
         shaped = activations.reshape(len(self._rows), -1, activations.shape[-1])

@@ -17,7 +17,7 @@ from analysis.attacks.strength import hold, sweep
 from analysis.attacks.twinbreak import twinbreak
 from analysis.requests import FROM_MASK, PARAMETERS, AttackSetting
 from analysis.robustness import Setting
-from analysis.store import Store
+from analysis.store import About, Store
 from toolkit.intervene import Intervention
 from toolkit.neurons import NeuronSet
 from toolkit.rows import Plan
@@ -95,6 +95,11 @@ def _remembered(name: AttackSetting, context: AttackContext, store: Store) -> li
         f"what {name} does to {context.request.model}",
         {"model": context.request.model, "setting": name},
         write,
+        About(
+            context.request.model,
+            " against ".join(found.name for found in context.finding.values()),
+            name,
+        ),
     )
     return planned
 

@@ -22,21 +22,28 @@ import psutil
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from analysis.requests import AlignRequest, AttackRequest, IdentifyRequest, Request
+from analysis.requests import (
+    AlignRequest,
+    AttackRequest,
+    IdentifyRequest,
+    Request,
+    RoundsRequest,
+)
 from toolkit.errors import SafeNeuronError
 from toolkit.files import canonical_json, write_atomically
 from toolkit.home import home
 
-Verb = Literal["identify", "attack", "align"]
+Verb = Literal["identify", "attack", "align", "rounds"]
 Phase = Literal["queued", "running", "cancelling", "cancelled", "failed", "lost", "done"]
 REQUESTS: dict[str, type[Request]] = {
     "identify": IdentifyRequest,
     "attack": AttackRequest,
     "align": AlignRequest,
+    "rounds": RoundsRequest,
 }
 UNFINISHED: frozenset[Phase] = frozenset({"queued", "running", "cancelling", "lost"})
 ALIVE: frozenset[Phase] = frozenset({"running", "cancelling"})
-ID = re.compile(r"[0-9]{8}-[0-9]{6}-(identify|attack|align)-[0-9a-f]{6}")
+ID = re.compile(r"[0-9]{8}-[0-9]{6}-(identify|attack|align|rounds)-[0-9a-f]{6}")
 # Another machine's process cannot be asked for; its heartbeat comes every few seconds.
 SILENCE = 60.0
 
@@ -60,7 +67,7 @@ class Job:
 
     Args:
         id: sorts by time of creation.
-        verb: identify, attack or align.
+        verb: identify, attack, align or rounds.
         request: the request's fields, JSON values.
         folder: where its files are.
         created: when, in UTC.

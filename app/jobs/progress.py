@@ -69,6 +69,15 @@ def how_far(events: Sequence[dict[str, Any]]) -> HowFar | None:
 
 def training_steps(events: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """One row a training step; a step done again after a kill counts once, as it was last."""
-    rows = [event for event in events if event.get("kind") == "train"]
+    return _steps(events, "train")
+
+
+def held_out_looks(events: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """One row a look at what is held out; one done again counts once."""
+    return _steps(events, "held-out")
+
+
+def _steps(events: Sequence[dict[str, Any]], kind: str) -> pd.DataFrame:
+    rows = [event for event in events if event.get("kind") == kind]
     frame = pd.DataFrame(rows)
     return frame.drop_duplicates("step", keep="last").sort_values("step") if rows else frame

@@ -18,7 +18,13 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from analysis.requests import AlignRequest, AttackRequest, IdentifyRequest, parse_request
+from analysis.requests import (
+    AlignRequest,
+    AttackRequest,
+    IdentifyRequest,
+    RoundsRequest,
+    parse_request,
+)
 from app.jobs.folder import Job, Phase, State, append_event, change_state, read_folder, state_of
 from toolkit.errors import SafeNeuronError
 from toolkit.files import write_atomically
@@ -121,6 +127,14 @@ def work(running: Running) -> dict[str, Any] | None:
         done = attack(parse_request(AttackRequest, job.request), running.progress)
         entry = done.entry
         return {"entry": entry.key, "attack": str(entry.file("attack.json")), "reused": done.reused}
+    if job.verb == "rounds":
+        from analysis.rounds import rounds
+
+        asked = parse_request(RoundsRequest, job.request)
+        made = rounds(asked, job.folder, running.event, running.should_stop)
+        if not made.finished:
+            return None
+        return {"rounds": len(made.rounds), "model": made.rounds[-1].model}
     from analysis.alignment import align
 
     request = parse_request(AlignRequest, job.request)

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from analysis.alignment import align
-from analysis.requests import AlignRequest
-from tests.tiny import HARMFUL
+from analysis.requests import AlignRequest, parse_request
+from tests.tiny import HARMFUL, HARMLESS
 from toolkit.errors import SafeNeuronError
 from toolkit.masks import MaskFile, MaskPrompts, MethodInfo, PromptsInfo
 from toolkit.models.layout import neuron_slices
@@ -210,3 +210,112 @@ def test_bad_input_writes_nothing(request_: AlignRequest, tmp_path: Path) -> Non
 def test_a_loss_that_is_no_number_ends_in_one_line(request_: AlignRequest, tmp_path: Path) -> None:
     with pytest.raises(SafeNeuronError, match="not a number"):
         run(request_.model_copy(update={"learning_rate": 1e30}), tmp_path / "nan")
+
+
+def test_safety_and_general_pairs_are_mixed(request_: AlignRequest, tmp_path: Path) -> None:
+    safety = [
+        {"prompt": p, "response_0": "Sure", "response_1": "I can't", "safer_response_id": 1}
+        for p in HARMFUL
+    ]
+    general = [{"prompt": p, "chosen": "Gladly.", "rejected": "Hm."} for p in HARMLESS]
+    general += [general[0], general[1] | {"chosen": "Hm."}]
+    for name, rows in (("safety", safety), ("general", general)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    asked = {
+        **request_.model_dump(),
+        "pairs": None,
+        "safety": str(tmp_path / "safety.jsonl"),
+        "general": str(tmp_path / "general.jsonl"),
+        "steps": 1,
+    }
+    heard: list[dict[str, Any]] = []
+    folder = tmp_path / "mixed"
+    align(AlignRequest(**asked), folder, heard.append, lambda: False)
+    report = json.loads((folder / "pairs.json").read_text("utf-8"))
+    # All 20 harmless prompts of 70 %, and the share of harmful ones that goes with them.
+    assert (report["kept"], report["safety"]) == (28, 8)
+    assert (report["duplicate"], report["equal"]) == (1, 1)
+    assert [source["pairs"] for source in report["sources"]] == [20, 22]
+    card = json.loads((folder / "safeneuron.json").read_text("utf-8"))
+    assert card["pairs"]["sources"][0]["sha256"] == report["sources"][0]["sha256"]
+    told = next(event["text"] for event in heard if event["kind"] == "note")
+    assert "28 pairs used; left out: 1 with chosen = rejected, 1 repeated" in told
+    with pytest.raises(SafeNeuronError, match="not both"):
+        parse_request(AlignRequest, asked | {"pairs": tmp_path / "general.jsonl"})
+
+
+def watched(request: AlignRequest, tmp_path: Path) -> AlignRequest:
+    """The same run with held-out looks and an attack before and after."""
+    for name, prompts in (("harmful", HARMFUL), ("harmless", HARMLESS)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(prompts), "utf-8")
+    (tmp_path / "attacked.json").write_text(json.dumps(["Rob a shop", "Pick a lock"]), "utf-8")
+    changed = {
+        "evaluate_every": 3,
+        "held_out": 4,
+        "held_harmful": str(tmp_path / "attacked.json"),
+        "held_harmless": str(tmp_path / "harmless.json"),
+        "find_harmful": str(tmp_path / "harmful.json"),
+        "find_harmless": str(tmp_path / "harmless.json"),
+        "attack": True,
+        "attacked": str(tmp_path / "attacked.json"),
+        "attacked_harmless": str(tmp_path / "attacked.json"),
+        "attack_settings": ("ORI", "FULL", "AGAIN"),
+        "attack_tokens": 4,
+        "dtype": "float32",
+    }
+    return request.model_copy(update=changed)
+
+
+def test_held_out_looks_resume_and_the_card_shows_the_attack(
+    request_: AlignRequest, tmp_path: Path
+) -> None:
+    asked = watched(request_, tmp_path)
+    heard: list[dict[str, Any]] = []
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+
+    # Stopped at a step, and then while it attacks; the store has no attack on it yet.
+    run(asked, broken, stop_at=5)
+    again: list[dict[str, Any]] = []
+
+    def in_the_attack() -> bool:
+        return (broken / "attack-before.json").is_file()
+
+    assert not align(asked, broken, again.append, in_the_attack).finished
+    steps = [event["step"] for event in again if event["kind"] == "held-out"]
+    assert steps == [6, STEPS]
+    assert align(asked, broken, again.append, lambda: False).finished
+
+    done = align(asked, whole, heard.append, lambda: False)
+    looks = [event for event in heard if event["kind"] == "held-out"]
+    assert [look["step"] for look in looks] == [0, 3, 6, STEPS]
+    assert looks[0]["margin"] == pytest.approx(0, abs=1e-5)
+    assert looks[-1]["margin"] > 0
+    assert looks[-1]["kl"] > 0
+    card = json.loads((whole / "safeneuron.json").read_text("utf-8"))
+    assert (card["pairs"]["kept"], card["pairs"]["trained"]) == (20, 16)
+
+    text = (whole / "README.md").read_text("utf-8")
+    assert "## The attack, before and after" in text
+    assert "| before | ORI |" in text
+    assert "| after | AGAIN |" in text
+    assert card["mask"][:12] in text
+    assert card["pairs"]["sources"][0]["sha256"][:12] in text
+    assert "peft " in text
+    assert done.finished
+
+    assert_same(whole, broken)
+    assert (broken / "README.md").read_text("utf-8").count("| after |") == text.count("| after |")
+
+
+def test_patience_ends_a_run_early(request_: AlignRequest, tmp_path: Path) -> None:
+    asked = watched(request_, tmp_path).model_copy(
+        update={"attack": False, "evaluate_every": 1, "patience": 1, "learning_rate": 1e-30}
+    )
+    folder = tmp_path / "early"
+    heard: list[dict[str, Any]] = []
+    done = align(asked, folder, heard.append, lambda: False)
+    assert done.finished
+    assert done.summary["steps"] == 1
+    assert any("ended at step" in event.get("text", "") for event in heard)
+    with pytest.raises(SafeNeuronError, match="needs evaluate-every"):
+        parse_request(AlignRequest, {"model": "m", "patience": 1})

@@ -42,7 +42,7 @@ from toolkit.judge.perplexity import LIMIT, answer_losses
 from toolkit.models.load import load_model
 from toolkit.neurons import NeuronSet
 from toolkit.progress import silent
-from toolkit.prompts import Prompt, PromptSet
+from toolkit.prompts import Prompt, PromptSet, read_prompts
 from toolkit.rows import Plan
 
 WIDTHS = [64, 64, 64]
@@ -527,17 +527,29 @@ def test_the_request_s_limit_is_the_judge_s() -> None:
     assert AttackRequest(model="m").perplexity_limit == LIMIT
 
 
-def test_prompts_to_find_on_are_not_attacked(identify_request: IdentifyRequest) -> None:
+def test_prompts_to_find_on_are_not_attacked(
+    identify_request: IdentifyRequest, tmp_path: Path
+) -> None:
+    """Those of both sets are left out of what is found on, and a set of none is refused."""
+    some = tmp_path / "some.json"
+    some.write_text(json.dumps(HARMFUL[:4]), "utf-8")
     asked = AttackRequest(
         model=identify_request.model,
-        harmful=identify_request.harmful,
+        harmful=str(some),
         harmless=identify_request.harmless,
         find_harmful=identify_request.harmful,
         find_harmless=identify_request.harmless,
         settings=("ADAPTIVE",),
+        rounds=1,
+        max_new_tokens=2,
     )
-    with pytest.raises(SafeNeuronError, match="12 of the prompts to identify on are also attacked"):
-        attack(asked)
+    found = attack(asked).result.found_on["harmful"]
+    rest = tmp_path / "rest.json"
+    rest.write_text(json.dumps(HARMFUL[4:12]), "utf-8")
+    assert (found.count, found.sha256) == (8, read_prompts(rest).sha256)
+    assert "without 4 of" in found.name
+    with pytest.raises(SafeNeuronError, match="leaves 0 harmful prompts to identify on"):
+        attack(asked.model_copy(update={"harmful": identify_request.harmful}))
 
 
 def test_a_model_trained_since_is_asked_both_questions(

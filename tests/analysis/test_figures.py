@@ -10,6 +10,7 @@ from analysis.figures import (
     BACKGROUND,
     attack_figure,
     compare_figure,
+    held_out_figure,
     layer_fraction_figure,
     safety_map_figure,
     score_histogram,
@@ -157,4 +158,27 @@ def test_training_curves_draw_what_was_logged() -> None:
     figure = training_figure(steps)
     curves = {trace.name: list(trace.y) for trace in figure.data}
     assert curves == {"loss": [0.7, 0.5], "accuracy": [50.0, 100.0]}
+    json.loads(figure.to_json())
+
+
+def test_held_out_looks() -> None:
+    looks = pd.DataFrame(
+        {
+            "step": [0, 8],
+            "margin": [0.0, 1.5],
+            "kl": [0.0, 0.02],
+            "refused_harmful": [4, 8],
+            "harmful": [16, 16],
+            "refused_harmless": [0, 1],
+            "harmless": [4, 4],
+        }
+    )
+    figure = held_out_figure(looks)
+    curves = {trace.name: list(trace.y) for trace in figure.data}
+    assert curves == {
+        "margin": [0.0, 1.5],
+        "KL": [0.0, 0.02],
+        "harmful": [25.0, 50.0],
+        "harmless": [0.0, 25.0],
+    }
     json.loads(figure.to_json())

@@ -2,12 +2,13 @@
 
 from math import sqrt
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from analysis.statistics import Proportion, disjoint, wilson
+from analysis.statistics import Proportion, disjoint, mcnemar, sign_flips, wilson
 
 counts = st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -69,3 +70,12 @@ def test_disjoint() -> None:
     assert disjoint(high, low)
     assert not disjoint(low, middle)  # they touch
     assert not disjoint(low, low)
+
+
+def test_sign_flips_estimate_mcnemar() -> None:
+    for gained, lost in ((3, 1), (12, 4), (20, 2)):
+        differences = np.array([1.0] * gained + [-1.0] * lost + [0.0] * 50)
+        assert sign_flips(differences) == pytest.approx(mcnemar(gained, lost), abs=0.01)
+    assert sign_flips(np.zeros(9)) == 1.0
+    # Thirds: of 2^3 signs, two are as far out as all on one side.
+    assert sign_flips(np.full(3, 1 / 3)) == pytest.approx(2 / 8, abs=0.01)

@@ -1,6 +1,8 @@
 """The study on a tiny model: what removal does, what is stored, and what is not done twice."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,22 @@ def test_a_damaged_result_is_made_again(request_: IdentifyRequest) -> None:
     again = identify(request_)
     assert not again.reused
     assert again.mask.neurons == first.mask.neurons
+
+
+ASKING = """
+import sys
+from analysis.requests import IdentifyRequest
+from analysis.study import identify
+print(identify(IdentifyRequest.model_validate_json(sys.argv[1])).reused)
+"""
+
+
+def test_two_processes_capture_once(request_: IdentifyRequest) -> None:
+    command = [sys.executable, "-c", ASKING, request_.model_dump_json()]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=300)[0].strip() for process in both]
+    assert sorted(told) == ["False", "True"]
+    assert [entry.kind for entry in Store().entries()] == ["identify", "moments"]
 
 
 def test_progress_counts_prompts(request_: IdentifyRequest) -> None:

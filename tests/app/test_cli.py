@@ -247,3 +247,32 @@ def test_nothing_is_half_written(run: Run, tiny_llama: Path, tmp_path: Path) -> 
     one_line(run("identify", tiny_llama, "--harmful", tmp_path / "gone.txt", "-o", output))
     assert not output.exists()
     assert not list(tmp_path.glob(".mask*"))
+
+
+@pytest.mark.slow
+def test_rounds_in_one_command_line(
+    run: Run, tiny_llama: Path, prompt_files: dict[str, Path], tmp_path: Path
+) -> None:
+    """Identify, align and attack, three times; then nothing is left to do."""
+    rows = [{"prompt": p, "chosen": "I can't help", "rejected": f"Sure: {p}"} for p in HARMFUL]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    (tmp_path / "attacked.txt").write_text("Rob a shop\nPick a lock", "utf-8")
+    command = ["rounds", tiny_llama, "--rounds", 3, "-o", tmp_path / "out"]
+    command += ["--find-harmful", prompt_files["harmful"]]
+    command += ["--find-harmless", prompt_files["harmless"]]
+    command += ["--pairs", tmp_path / "pairs.jsonl", "--steps", 1, "--batch-size", 4]
+    command += ["--top", 0.05, "--dtype", "float32", "--attack", "--attack-tokens", 4]
+    command += ["--attacked", tmp_path / "attacked.txt"]
+    command += ["--attacked-harmless", prompt_files["harmless"], "--json"]
+    code, out, err = run(*command)
+    assert code == 0, err
+    assert "round 3: " in err
+    table = json.loads(out)["table"]
+    assert [row["model"] for row in table] == ["T0", "T1", "T2", "T3"]
+    assert [row["AGAIN_n"] for row in table] == [None, 2, 2, 2]
+    frozen = [row["frozen"] for row in table[1:]]
+    assert frozen == sorted(frozen)
+    again = run(*command)
+    assert (again[0], json.loads(again[1])) == (0, json.loads(out))
+
+    assert "another" in one_line(run(*command[:3], 2, *command[4:]))

@@ -188,3 +188,25 @@ def test_known_sets_are_described() -> None:
         assert known.count > 0
         assert known.description
         assert known.licence
+
+
+def test_parts_by_category(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{n}", "category": "a b" if n % 2 else "c[1]"} for n in range(6)]
+    rows += [{"question": "q", "topic": "Law"}, {"prompt": "none"}]
+    path = write(tmp_path, "set.json", json.dumps(rows))
+    parts = read_prompts(path).by_category()
+    assert list(parts) == ["c[1]", "a b", "Law"]
+    assert parts["a b"].name == "set#a b"
+    assert parts["a b"].texts == ["p1", "p3", "p5"]
+    assert read_prompts(f"{path}#a b") == parts["a b"]
+    assert read_prompts(f"{path}#c[1]").texts == ["p0", "p2", "p4"]
+    assert read_prompts(f"{path}#a b[1:]").texts == ["p3", "p5"]
+    assert read_prompts(f"{path}[:3]#a b").texts == ["p1"]
+    assert read_prompts(f"{path}[:4][1::2]").texts == ["p1", "p3"]
+    for spec, told in (
+        (f"{path}#x", "has no category 'x': it has c\\[1\\], a b, Law"),
+        (f"{path}[7:]#x", "its prompts have none"),
+        ("nosuch#x", "no prompt set 'nosuch'"),
+    ):
+        with pytest.raises(SafeNeuronError, match=told):
+            read_prompts(spec)

@@ -84,8 +84,8 @@ class Layout:
         return model.get_submodule(self.sites[layer].down)
 
 
-def _is_conv1d(module: nn.Module) -> bool:
-    # GPT-2's Conv1D stores its weight [in, out], the transpose of nn.Linear.
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a projection is GPT-2's Conv1D: its weight is [in, out], nn.Linear's transpose."""
     return type(module).__name__ == "Conv1D"
 
 
@@ -94,7 +94,7 @@ def _sizes(module: nn.Module) -> tuple[int, int]:
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     rows, columns = weight.shape
-    return (rows, columns) if _is_conv1d(module) else (columns, rows)
+    return (rows, columns) if is_conv1d(module) else (columns, rows)
 
 
 def _decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -140,7 +140,7 @@ def _site(block: nn.Module, prefix: str) -> LayerSite:
     prefix = f"{prefix}.{holder}" if holder else prefix
     down = place.get_submodule(form.down)
     width, _ = _sizes(down)
-    slices = [WeightSlice(f"{prefix}.{form.down}.weight", 0 if _is_conv1d(down) else 1)]
+    slices = [WeightSlice(f"{prefix}.{form.down}.weight", 0 if is_conv1d(down) else 1)]
     for name in form.into:
         projection = place.get_submodule(name)
         _, outputs = _sizes(projection)
@@ -151,7 +151,7 @@ def _site(block: nn.Module, prefix: str) -> LayerSite:
                 f"{expected}; this architecture is not supported"
             )
         for offset in (0, width) if form.fused else (0,):
-            dim = 1 if _is_conv1d(projection) else 0
+            dim = 1 if is_conv1d(projection) else 0
             slices.append(WeightSlice(f"{prefix}.{name}.weight", dim, offset))
             if getattr(projection, "bias", None) is not None:
                 slices.append(WeightSlice(f"{prefix}.{name}.bias", 0, offset))

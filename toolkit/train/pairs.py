@@ -1,18 +1,15 @@
-"""Preference pairs: read from a file, or made from the model's own answers and refusals."""
+"""Preference pairs: what makes one usable, and pairs made from the model's own answers."""
 
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from toolkit.errors import SafeNeuronError
 from toolkit.judge.refusal import judge_refusal
-
-COLUMNS = ("prompt", "chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,21 @@ class PreferencePair:
 
 @dataclass
 class PairReport:
-    """What became of the pairs that were offered."""
+    """What became of the pairs that were offered.
+
+    Args:
+        offered: looked at, in the order drawn.
+        kept: used.
+        empty, equal, duplicate, too_long: left out: an empty side; chosen = rejected; seen
+            already; longer than the run takes.
+        no_contrast: prompts that the model can't be made to answer in two ways.
+        several_turns: left out: dialogues of more than one message and its answer.
+        safety: of those kept, from the safety side of a mixture.
+        unsafe_chosen: PKU-SafeRLHF rows whose preferred answer is unsafe too; used, as the
+            paper says nothing of them.
+        without_image: SPA-VL rows, whose image is left out.
+        sources: each one's name, role, hash and number of pairs.
+    """
 
     offered: int = 0
     kept: int = 0
@@ -35,10 +46,39 @@ class PairReport:
     duplicate: int = 0
     too_long: int = 0
     no_contrast: int = 0
+    several_turns: int = 0
+    safety: int = 0
+    unsafe_chosen: int = 0
+    without_image: int = 0
+    sources: list[dict[str, Any]] = field(default_factory=list)
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, Any]:
         """For the result's record."""
         return asdict(self)
+
+    def count_source(self, other: "PairReport") -> None:
+        """Add what reading a source counted."""
+        for name in ("several_turns", "unsafe_chosen", "without_image"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        reasons = {
+            "with an empty side": self.empty,
+            "with chosen = rejected": self.equal,
+            "repeated": self.duplicate,
+            "too long": self.too_long,
+            "without contrast": self.no_contrast,
+            "of several turns": self.several_turns,
+        }
+        left = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+        notes = {
+            "from safety data": self.safety,
+            "safer but unsafe": self.unsafe_chosen,
+            "without their image": self.without_image,
+        }
+        told = "".join(f"; {count} {note}" for note, count in notes.items() if count)
+        return f"{self.kept} pairs used; left out: {left or 'none'}{told}"
 
 
 def shipped_refusals() -> list[str]:
@@ -47,22 +87,22 @@ def shipped_refusals() -> list[str]:
     return [str(refusal) for refusal in json.loads(text)["refusals"]]
 
 
-def clean(
+def kept(
     pairs: Iterable[PreferencePair],
     length: Callable[[PreferencePair], int],
     max_length: int,
     report: PairReport,
-) -> list[PreferencePair]:
-    """Leave out pairs that teach nothing, and count them by reason.
+    seen: set[PreferencePair],
+) -> Iterator[PreferencePair]:
+    """Pass on the usable pairs, and count the rest by reason.
 
     Args:
         pairs: as offered.
         length: tokens of the prompt and the longer answer.
         max_length: a longer pair would be cut in the middle of an answer.
         report: counts are added to it.
+        seen: pairs that came before, in this or another source; grows.
     """
-    kept: list[PreferencePair] = []
-    seen: set[PreferencePair] = set()
     for pair in pairs:
         report.offered += 1
         if not (pair.prompt.strip() and pair.chosen.strip() and pair.rejected.strip()):
@@ -74,88 +114,36 @@ def clean(
         elif length(pair) > max_length:
             report.too_long += 1
         else:
-            kept.append(pair)
+            report.kept += 1
+            yield pair
         seen.add(pair)
-    report.kept += len(kept)
-    if not kept:
-        raise SafeNeuronError(
-            f"no usable preference pair among {report.offered}: {report.empty} with an empty side, "
-            f"{report.equal} with chosen = rejected, {report.duplicate} repeated, "
-            f"{report.too_long} longer than {max_length} tokens"
-        )
-    return kept
 
 
-def read_pairs(path: Path) -> list[PreferencePair]:
-    """Read pairs from a .jsonl, .json, .csv or .parquet file.
-
-    Columns ``prompt``, ``chosen`` and ``rejected``; a side may also be a chat, a list of
-    messages whose last ``content`` is the text.
+def clean(
+    pairs: Iterable[PreferencePair],
+    length: Callable[[PreferencePair], int],
+    max_length: int,
+    report: PairReport,
+) -> list[PreferencePair]:
+    """Leave out pairs that teach nothing; the arguments are those of :func:`kept`.
 
     Raises:
-        SafeNeuronError: no such file, another kind, a missing column, or a broken row.
+        SafeNeuronError: none is left.
     """
-    rows = _read_rows(path)
-    if not rows:
-        raise SafeNeuronError(f"{path} holds no preference pairs")
-    pairs = []
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise SafeNeuronError(f"{path}: row {number} is not an object")
-        if missing := [name for name in COLUMNS if name not in row]:
-            raise SafeNeuronError(
-                f"{path}: row {number} has no {missing[0]!r}; pairs need {', '.join(COLUMNS)}"
-            )
-        pairs.append(PreferencePair(*(_text(row[name], path, number, name) for name in COLUMNS)))
-    return pairs
-
-
-def _text(value: Any, path: Path, number: int, name: str) -> str:
-    if isinstance(value, str):
-        return value
-    try:
-        return str(value[-1]["content"])
-    except (TypeError, KeyError, IndexError) as error:
-        raise SafeNeuronError(
-            f"{path}: row {number}: {name} is neither a text nor a chat"
-        ) from error
-
-
-def _read_rows(path: Path) -> Sequence[Any]:
-    import pandas as pd
-
-    kind = path.suffix.lower()
-    try:
-        if kind == ".parquet":
-            return pd.read_parquet(path).to_dict("records")
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise SafeNeuronError(f"{path} is not UTF-8 (byte {error.start}); save it so") from error
-    except (OSError, ValueError) as error:
-        raise SafeNeuronError(f"cannot read the pairs {path}: {error}".splitlines()[0]) from error
-    if kind == ".csv":
-        import csv
-        import io
-
-        return list(csv.DictReader(io.StringIO(text)))
-    if kind == ".json":
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise SafeNeuronError(f"{path} is not JSON: {error}") from error
-        if not isinstance(rows, list):
-            raise SafeNeuronError(f"{path}: expected a list of pairs")
-        return rows
-    if kind != ".jsonl":
-        raise SafeNeuronError(f"{path}: pairs are read from .jsonl, .json, .csv or .parquet files")
-    found = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise SafeNeuronError(f"{path}: line {number} is not JSON: {error}") from error
+    found = list(kept(pairs, length, max_length, report, set()))
+    if not found:
+        raise nothing_usable(report, max_length)
     return found
+
+
+def nothing_usable(report: PairReport, max_length: int) -> SafeNeuronError:
+    """The error of pairs that were all left out."""
+    return SafeNeuronError(
+        f"no usable preference pair among {report.offered}: {report.empty} with an empty side, "
+        f"{report.equal} with chosen = rejected, {report.duplicate} repeated, "
+        f"{report.too_long} longer than {max_length} tokens, {report.no_contrast} without "
+        "contrast; give other pairs, or raise --max-length"
+    )
 
 
 def whole_sentences(text: str) -> str:

@@ -1,8 +1,11 @@
 """What happens at every training step: restore, tell, check, stop."""
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ from transformers import TrainerCallback
 
 from toolkit.errors import SafeNeuronError
 from toolkit.train.freeze import FrozenNeurons
+from toolkit.train.parallel import any_process
 
 OnEvent = Callable[[dict[str, Any]], None]
 WHOLE = "whole"
@@ -21,7 +25,17 @@ FIGURES = {
     "rewards/accuracies": "accuracy",
     "rewards/chosen": "chosen",
     "rewards/rejected": "rejected",
+    "mean_token_accuracy": "token_accuracy",
+    "guard/pruned": "pruned_loss",
+    "guard/divergence": "divergence",
 }
+
+
+def whole_checkpoints(folder: Path) -> dict[int, Path]:
+    """The whole checkpoints in a folder, step -> checkpoint, oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if (path / WHOLE).exists()]
+    steps = {int(path.name.split("-")[1]): path for path in found}
+    return dict(sorted(steps.items()))
 
 
 class Watcher(TrainerCallback):
@@ -41,6 +55,13 @@ class Watcher(TrainerCallback):
         self.first: dict[str, float] = {}
         self.last: dict[str, float] = {}
 
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
+    ) -> None:
+        """Hold what really trains: FSDP has made the parameters anew by now."""
+        if self._frozen is not None:
+            self._frozen.attach(model)
+
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Undo what weight decay did to frozen entries."""
         if self._frozen is not None:
@@ -48,15 +69,18 @@ class Watcher(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Save and stop when the run was cancelled."""
-        if state.global_step < state.max_steps and self._should_stop():
+        if state.global_step >= state.max_steps or control.should_training_stop:
+            return  # it ends here anyway
+        if any_process(self._should_stop(), args.device):
             self.stopped = True
             control.should_save = True
             control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Mark the checkpoint whole: everything else of it is written by now."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (folder / WHOLE).write_text("", "utf-8")
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            (folder / WHOLE).write_text("", "utf-8")
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
@@ -65,11 +89,8 @@ class Watcher(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         figures = {name: float(logs[key]) for key, name in FIGURES.items() if key in logs}
-        if not all(math.isfinite(figures[name]) for name in ("loss", "grad_norm")):
-            raise SafeNeuronError(
-                f"the loss is not a number at step {state.global_step}; lower --learning-rate. "
-                "The last checkpoint is kept"
-            )
+        if not all(math.isfinite(figures.get(name, 0.0)) for name in ("loss", "grad_norm")):
+            raise not_a_number(Path(args.output_dir), state.global_step)
         self.first = self.first or figures
         self.last = figures
         self._on_event(
@@ -81,3 +102,38 @@ class Watcher(TrainerCallback):
                 **figures,
             }
         )
+
+
+def not_a_number(folder: Path, step: int) -> SafeNeuronError:
+    """The error of a loss that is no number, with the last good checkpoint kept.
+
+    The weights that gave the loss of ``step`` are those of the step before: a checkpoint of
+    them is no good, and is not gone on from.
+    """
+    for made, path in whole_checkpoints(folder).items():
+        if made >= step - 1:
+            (path / WHOLE).unlink(missing_ok=True)
+    good = list(whole_checkpoints(folder))
+    kept = f"the last good checkpoint, of step {good[-1]}, is kept" if good else "none was saved"
+    return SafeNeuronError(
+        f"the loss is not a number at step {step}; lower --learning-rate ({kept})"
+    )
+
+
+@contextmanager
+def sigterm_stops(should_stop: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+    """Let SIGTERM ask for a stop, too, where nobody else handles it.
+
+    Yields:
+        ``should_stop``, or a signal has come.
+    """
+    usual = threading.current_thread() is threading.main_thread()
+    if not usual or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield should_stop
+        return
+    told = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: told.set())
+    try:
+        yield lambda: told.is_set() or should_stop()
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -4,12 +4,12 @@ from typing import Literal
 
 import streamlit as st
 
-from analysis.figures import training_figure
+from analysis.figures import held_out_figure, training_figure
 from analysis.requests import Request
 from app.dashboard.components.chart import chart
 from app.dashboard.components.text import failure, plain
 from app.jobs.folder import ALIVE, Job, Phase, Verb, cancel, events, read_job, state_of
-from app.jobs.progress import how_far, training_steps
+from app.jobs.progress import held_out_looks, how_far, training_steps
 from app.jobs.queue import enqueue, launch
 from toolkit.errors import SafeNeuronError
 
@@ -94,6 +94,13 @@ def _panel(job: Job) -> None:
             "Loss: of DPO and the small SFT part together. Reward: beta times the log-ratio to the "
             "untrained model, for the chosen and the rejected answer; margin is their difference. "
             "Preferred: pairs whose chosen answer has the higher reward."
+        )
+    looks = held_out_looks(found)
+    if len(looks):
+        st.plotly_chart(held_out_figure(looks), theme=None, key=f"held-out-{job.id}")
+        st.caption(
+            "On pairs and prompts that are not trained on, with nothing removed. Margin: as above, "
+            "against the model that the run began with; divergence from it, nats a token."
         )
 
 

@@ -14,8 +14,11 @@ from app.dashboard.components.job import asked_job, job_panel, launch_from_page
 from app.dashboard.components.text import failure, heading, plain
 from app.jobs.folder import Job, list_jobs, result_of, state_of
 from toolkit.errors import SafeNeuronError
+from toolkit.train.recipes import RECIPES, RecipeName
 
-RECIPES = {"safeneuron": "SafeNeuron: DPO with the mask frozen", "dpo": "Plain DPO"}
+ORDER: tuple[RecipeName, ...] = ("safeneuron", "adaptive")
+OWN = "the recipe's"
+CHOICES = (*ORDER, *(name for name in RECIPES if name not in ORDER))
 
 
 def _form(expanded: bool) -> None:
@@ -27,7 +30,7 @@ def _form(expanded: bool) -> None:
         model = from_choices("Model", data.model_choices(), "model", new=True)
         mask = from_choices("Mask to freeze", data.mask_choices(), "mask")
         left, right = st.columns(2)
-        recipe = left.radio("Recipe", list(RECIPES), format_func=lambda name: RECIPES[name])
+        recipe = left.selectbox("Recipe", CHOICES, format_func=lambda name: RECIPES[name].title)
         zero = right.toggle(
             "Zero the frozen neurons while training",
             usual["zero"],
@@ -36,21 +39,37 @@ def _form(expanded: bool) -> None:
         left, right = st.columns(2)
         harmful = left.text_input("Harmful prompts for pairs", usual["harmful"])
         harmless = right.text_input("Harmless prompts for pairs", usual["harmless"])
-        values: dict[str, Any] = {"recipe": recipe, "zero": zero}
+        values: dict[str, Any] = {"recipe": recipe}
+        if RECIPES[recipe].mask == "freeze":
+            values["zero"] = zero
         values |= {"harmful": harmful, "harmless": harmless}
         a, b, c, d = st.columns(4)
-        values["steps"] = int(a.number_input("Steps", 1, 100_000, usual["steps"]))
-        values["batch_size"] = int(b.number_input("Pairs a step", 1, 512, usual["batch_size"]))
-        values["learning_rate"] = c.number_input(
-            "Learning rate", 1e-8, 1.0, usual["learning_rate"], format="%.1e"
-        )
+        # What is left empty is the recipe's own.
+        numbers = {
+            "steps": a.number_input("Steps", 1, 100_000, None, placeholder=OWN),
+            "batch_size": b.number_input("Pairs a step", 1, 512, None, placeholder=OWN),
+            "learning_rate": c.number_input(
+                "Learning rate", 1e-8, 1.0, None, format="%.1e", placeholder=OWN
+            ),
+            "beta": a.number_input(
+                "Beta",
+                0.001,
+                10.0,
+                None,
+                placeholder=OWN,
+                help="How close DPO holds to the model before.",
+            ),
+            "sft_weight": b.number_input(
+                "SFT weight",
+                0.0,
+                10.0,
+                None,
+                placeholder=OWN,
+                help="Of the loss on chosen answers.",
+            ),
+        }
+        values |= {name: number for name, number in numbers.items() if number is not None}
         values["seed"] = int(d.number_input("Seed", 0, 2**31 - 1, usual["seed"]))
-        values["beta"] = a.number_input(
-            "Beta", 0.001, 10.0, usual["beta"], help="How close DPO holds to the model before."
-        )
-        values["sft_weight"] = b.number_input(
-            "SFT weight", 0.0, 10.0, usual["sft_weight"], help="Of the loss on chosen answers."
-        )
         values["answer_tokens"] = int(
             c.number_input("Answer tokens", 1, 4096, usual["answer_tokens"])
         )
@@ -58,6 +77,15 @@ def _form(expanded: bool) -> None:
             "Steps between saves", 1, 100_000, None, placeholder="a quarter of the run"
         )
         values["save_every"] = None if saves is None else int(saves)
+        looks = a.number_input(
+            "Steps between held-out looks",
+            1,
+            100_000,
+            None,
+            placeholder="never",
+            help="Margin, divergence and refusals on 16 pairs and some prompts set aside.",
+        )
+        values["evaluate_every"] = None if looks is None else int(looks)
         if st.form_submit_button("Align", type="primary", icon=":material/play_arrow:"):
             _start(model, mask, values)
 
@@ -66,8 +94,8 @@ def _start(model: str | None, mask: str | None, values: dict[str, Any]) -> None:
     if not model:
         failure(SafeNeuronError("choose a model, or type the name of one"))
         return
-    if values["recipe"] == "safeneuron" and mask is None:
-        failure(SafeNeuronError("this recipe freezes a mask: identify one on the Safety map first"))
+    if RECIPES[values["recipe"]].needs_mask and mask is None:
+        failure(SafeNeuronError("this recipe needs a mask: identify one on the Safety map first"))
         return
     chosen = Path(mask) if mask else None
     try:

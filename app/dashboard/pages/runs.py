@@ -73,13 +73,14 @@ else:
     chosen = by_id[choose_one("run", "Run", list(by_id), lambda name: labels[name])]
     with st.container(border=True):
         job_panel(chosen)
-    page, title = PAGES[chosen.verb]
-    st.page_link(
-        page,
-        label=f"Open on {title}",
-        icon=":material/arrow_forward:",
-        query_params={"run": chosen.id},
-    )
+    if chosen.verb in PAGES:  # rounds have no page of their own
+        page, title = PAGES[chosen.verb]
+        st.page_link(
+            page,
+            label=f"Open on {title}",
+            icon=":material/arrow_forward:",
+            query_params={"run": chosen.id},
+        )
     left, right = st.columns(2)
     with left:
         st.subheader("Log")

@@ -97,3 +97,60 @@ def test_another_shape_is_refused() -> None:
     model = tiny_model()
     with pytest.raises(SafeNeuronError, match="shape"):
         FrozenNeurons(model, layout_of(model), NeuronSet([4, 4], {0: [1]}))
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])
+def test_an_adapter_s_delta_is_masked(family: str) -> None:
+    """Fused projections and transposed ones too: merged, the frozen bits are the start's."""
+    from peft import LoraConfig, get_peft_model
+
+    plain = tiny_model(family)
+    layout = layout_of(plain)
+    neurons = NeuronSet(layout.widths, CHOSEN)
+    before = frozen_entries(plain, neurons)
+    started = {name: p.detach().clone() for name, p in plain.named_parameters()}
+    wrapped: Any = get_peft_model(
+        plain, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    frozen = FrozenNeurons(wrapped, layout, neurons)
+    trained = [p for p in wrapped.parameters() if p.requires_grad]
+    optimizer = OPTIMISERS["adamw"](trained)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        ids = torch.randint(3, 600, (2, 12), generator=generator)
+        wrapped(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        frozen.restore()
+        optimizer.zero_grad()
+    frozen.verify()
+    # Four neurons; a row of B each for what is written, a column of A for what is read.
+    pieces = {"llama": 3, "phi3": 3, "gpt2": 2}[family]
+    assert frozen.entries == 4 * 4 * pieces
+    merged = wrapped.merge_and_unload()
+    frozen.verify_merged(merged)
+    after = frozen_entries(merged, neurons)
+    for a, b in zip(before, after, strict=True):
+        assert torch.equal(a.view(torch.int32), b.view(torch.int32))
+    for layer, piece in neuron_slices(layout):
+        if piece.parameter.endswith("weight"):
+            now = merged.get_parameter(piece.parameter).select(piece.dim, piece.offset + 9)
+            start = started[piece.parameter].select(piece.dim, piece.offset + 9)
+            assert not torch.equal(now, start), (layer, piece)
+
+
+def test_an_adapter_that_moved_a_frozen_neuron_is_found_out() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    plain = tiny_model()
+    layout = layout_of(plain)
+    wrapped: Any = get_peft_model(
+        plain, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    frozen = FrozenNeurons(wrapped, layout, NeuronSet(layout.widths, CHOSEN))
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(0.1)
+    with pytest.raises(SafeNeuronError, match="moved"):
+        frozen.verify()
+    with pytest.raises(SafeNeuronError, match="moved"):
+        frozen.verify_merged(wrapped.merge_and_unload())

@@ -1,10 +1,7 @@
 """Preference pairs: what is made, what is read, what is left out."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from toolkit.errors import SafeNeuronError
@@ -14,7 +11,6 @@ from toolkit.train.pairs import (
     PreferencePair,
     clean,
     make_pairs,
-    read_pairs,
     shipped_refusals,
     whole_sentences,
 )
@@ -73,46 +69,3 @@ def test_clean_counts_by_reason() -> None:
     assert report == PairReport(offered=5, kept=1, empty=1, equal=1, duplicate=1, too_long=1)
     with pytest.raises(SafeNeuronError, match="no usable preference pair"):
         clean(offered[2:], words, 20, PairReport())
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
-def test_read_every_kind(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / f"pairs.{kind}"
-    rows = [{"prompt": GOOD.prompt, "chosen": GOOD.chosen, "rejected": GOOD.rejected, "more": 1}]
-    if kind == "jsonl":
-        path.write_text("\n".join(map(json.dumps, rows)) + "\n\n", "utf-8")
-    elif kind == "json":
-        path.write_text(json.dumps(rows), "utf-8")
-    elif kind == "csv":
-        pd.DataFrame(rows).to_csv(path, index=False)
-    else:
-        pd.DataFrame(rows).to_parquet(path)
-    assert read_pairs(path) == [GOOD]
-
-
-def test_chats_are_read_by_their_last_message(tmp_path: Path) -> None:
-    path = tmp_path / "pairs.json"
-    chat = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}]
-    path.write_text(json.dumps([{"prompt": "How?", "chosen": chat, "rejected": "No."}]), "utf-8")
-    assert read_pairs(path) == [PreferencePair("How?", "So.", "No.")]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "error"),
-    [
-        ("p.jsonl", b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n{oops\n', "line 2"),
-        ("p.jsonl", b'{"prompt": "a", "chosen": "b"}\n', "rejected"),
-        ("p.jsonl", b'{"prompt": 3, "chosen": "b", "rejected": "c"}\n', "neither"),
-        ("p.jsonl", b"", "no preference pairs"),
-        ("p.json", b"{}", "list of pairs"),
-        ("p.csv", b"prompt,chosen\na,b\n", "rejected"),
-        ("p.txt", b"a", "are read from"),
-        ("p.jsonl", b"\xff", "UTF-8"),
-        ("p.parquet", b"not parquet", "cannot read"),
-    ],
-)
-def test_bad_files(tmp_path: Path, name: str, content: bytes, error: str) -> None:
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(SafeNeuronError, match=error):
-        read_pairs(path)

@@ -1,9 +1,4 @@
-"""Figures: pure functions from tables to plotly figures. No torch, no page, no state.
-
-Blue and vermilion (Okabe-Ito) tell apart in every common colour blindness and in
-print; scores diverge from zero in the middle. Backgrounds are transparent, and ink is
-a grey that reads on white and on near-black alike.
-"""
+"""Figures: pure functions from tables to plotly figures. No torch, no page, no state."""
 
 import html
 from collections.abc import Mapping
@@ -14,37 +9,24 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from analysis.figures.style import (
+    BLUE,
+    DIVERGING,
+    GREEN,
+    INK,
+    NAMES,
+    PANELS,
+    PATTERNS,
+    SERIES,
+    VERDICTS,
+    VERMILION,
+    legend_below,
+    styled,
+)
 from toolkit.neurons import NeuronSet
 
-INK, GRID = "#7d8894", "rgba(125, 136, 148, 0.22)"
-BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"
-VERDICTS = {"complied": VERMILION, "refused": BLUE, "degenerate": "#a7afb8"}
-# What prompts are shown, and the verdict on them that is to be told apart between attacks.
-PANELS = (("harmful", "complied"), ("harmless", "refused"), ("over-refusal", "refused"))
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-PATTERNS = ("", "/", "x", ".", "\\", "+")
-DIVERGING = [[0, "#0072b2"], [0.5, "#c9ced4"], [1, "#d55e00"]]
-NAMES = {"es": "ES (Cohen's d)", "sas": "SAS (z in its layer)", "delta": "shift of the mean"}
 BACKGROUND = 3000  # neurons outside the set that are drawn: enough to see, few enough to send
 CARRIED = ["layer", "neuron", "es", "sas", "delta"]
-
-
-def _styled(figure: go.Figure, height: int) -> go.Figure:
-    figure.update_layout(
-        height=height,
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
-        margin={"l": 56, "r": 16, "t": 44, "b": 48},
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.06, "x": 0, "title": None},
-        modebar={"bgcolor": "rgba(0,0,0,0)", "color": INK, "activecolor": BLUE},
-        hoverlabel={"font": {"family": "system-ui, sans-serif"}},
-        bargap=0.25,
-    )
-    axis = {"gridcolor": GRID, "zeroline": False, "linecolor": GRID}
-    figure.update_xaxes(axis, title={"font": {"size": 13}, "standoff": 6})
-    figure.update_yaxes(axis, title={"font": {"size": 13}, "standoff": 6})
-    return figure
 
 
 def _limit(values: "pd.Series[float]") -> float:
@@ -119,7 +101,7 @@ def safety_map_figure(
             "colorbar": {"title": {"text": score.upper()}, "thickness": 10, "outlinewidth": 0},
         },
     )
-    return _styled(figure, int(np.clip(160 + 16 * len(widths), 320, 760)))
+    return styled(figure, int(np.clip(160 + 16 * len(widths), 320, 760)))
 
 
 def _rows(part: pd.DataFrame) -> list[list[float]]:
@@ -150,7 +132,7 @@ def layer_fraction_figure(neurons: NeuronSet) -> go.Figure:
     )
     figure.update_xaxes(title="layer")
     figure.update_yaxes(title="selected neurons, %", rangemode="tozero")
-    return _styled(figure, 300)
+    return styled(figure, 300)
 
 
 def score_histogram(
@@ -177,7 +159,7 @@ def score_histogram(
     figure.update_xaxes(title=NAMES.get(score, score))
     figure.update_yaxes(title="neurons", type="log", dtick=1)
     figure.update_yaxes(range=[-0.2, float(np.log10(max(counts.max(), 1))) + 0.2])
-    return _styled(figure, 280)
+    return styled(figure, 280)
 
 
 def _errors(table: pd.DataFrame, verdict: str) -> dict[str, Any]:
@@ -224,7 +206,7 @@ def attack_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(range=[0, 104])
     figure.update_yaxes(title="answers, %", col=1)
     figure.update_annotations(font={"color": INK, "size": 13})
-    return _legend_below(_styled(figure, 400))
+    return legend_below(styled(figure, 400))
 
 
 def compare_figure(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
@@ -259,13 +241,7 @@ def compare_figure(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
     figure.update_yaxes(range=[0, 104])
     figure.update_yaxes(title="answers, %", col=1)
     figure.update_annotations(font={"color": INK, "size": 13})
-    return _legend_below(_styled(figure, 400))
-
-
-def _legend_below(figure: go.Figure) -> go.Figure:
-    """Panel titles stand above, so the legend goes below."""
-    figure.update_layout(legend={"y": -0.14, "yanchor": "top"})
-    return figure
+    return legend_below(styled(figure, 400))
 
 
 def training_figure(events: pd.DataFrame) -> go.Figure:
@@ -299,4 +275,36 @@ def training_figure(events: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title="step")
     figure.update_yaxes(range=[0, 104], col=3)
     figure.update_annotations(font={"color": INK, "size": 13})
-    return _legend_below(_styled(figure, 330)).update_layout(legend={"y": -0.3})
+    return legend_below(styled(figure, 330)).update_layout(legend={"y": -0.3})
+
+
+def held_out_figure(looks: pd.DataFrame) -> go.Figure:
+    """Margin, divergence and refusals of what is held out, over the steps of training.
+
+    Args:
+        looks: one row a look; columns ``step``, ``margin``, ``kl``, ``refused_harmful`` of
+            ``harmful`` prompts and ``refused_harmless`` of ``harmless`` ones.
+    """
+    titles = ("held-out margin", "KL, nats a token", "refused, %")
+    figure = make_subplots(cols=3, subplot_titles=titles, horizontal_spacing=0.08)
+    curves = [("margin", 1, GREEN, looks["margin"]), ("KL", 2, BLUE, looks["kl"])]
+    for side, color in (("harmful", BLUE), ("harmless", VERMILION)):
+        asked = looks[side].where(looks[side] > 0)
+        curves.append((side, 3, color, 100 * looks[f"refused_{side}"] / asked))
+    for name, column, color, values in curves:
+        figure.add_scatter(
+            x=looks["step"].to_numpy(),
+            y=values.to_numpy(dtype=np.float64),
+            mode="lines+markers",
+            name=name,
+            showlegend=column == 3,
+            line={"color": color, "width": 2},
+            marker={"size": 5},
+            hovertemplate="step %{x}: %{y:.4g}<extra>" + name + "</extra>",
+            row=1,
+            col=column,
+        )
+    figure.update_xaxes(title="step")
+    figure.update_yaxes(range=[0, 104], col=3)
+    figure.update_annotations(font={"color": INK, "size": 13})
+    return legend_below(styled(figure, 330)).update_layout(legend={"y": -0.3})

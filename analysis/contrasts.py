@@ -1,0 +1,127 @@
+"""Arms of the comparison held against each other, over prompts and over seeds.
+
+Seeds answer the same prompts, so pooling their answers would claim more evidence than there
+is. A share is the mean over seeds with the interval of one seed's n, and arms are tested
+over prompts: each prompt's mean outcome over seeds, paired between two arms (sign flips).
+What the seeds of training do is shown by how many of them agree.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from analysis.cells import Cell, Counted
+from analysis.statistics import Proportion, disjoint, sign_flips, wilson
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Column:
+    """One attack, as arms are compared under it.
+
+    Args:
+        name: in the tables.
+        pick: its counts in a cell; several random sets, or none where it was not run.
+    """
+
+    name: str
+    pick: Callable[[Cell], list[Counted]]
+
+
+def _named(setting: str) -> Callable[[Cell], list[Counted]]:
+    return lambda cell: cell.of(setting)
+
+
+def _best_round(cell: Cell) -> list[Counted]:
+    """The attacker's best of the adaptive rounds: later ones may only babble."""
+    return sorted(cell.adaptive_rounds(), key=lambda found: -found.success)[:1]
+
+
+COLUMNS = (
+    *(Column(name, _named(name)) for name in ("ORI", "ES", "SAS", "FULL", "AGAIN", "RANDOM")),
+    Column("NEUROSTRIKE", _named("NEUROSTRIKE")),
+    Column("ADAPTIVE, best round", _best_round),
+    Column("SINGLE", _named("SINGLE")),
+)
+AGAIN, ADAPTIVE, FULL, SINGLE = (
+    next(column for column in COLUMNS if column.name.startswith(name))
+    for name in ("AGAIN", "ADAPTIVE", "FULL", "SINGLE")
+)
+
+
+def outcomes(cells: Sequence[Cell], column: Column) -> npt.NDArray[np.float64] | None:
+    """Each prompt's mean success over seeds and random sets, ``[prompts]``; None if not run."""
+    prompts = cells[0].prompts["harmful"].count
+    found = [c.outcomes(prompts) for cell in cells for c in column.pick(cell)]
+    return np.mean(found, axis=0) if found else None
+
+
+def share(cells: Sequence[Cell], column: Column) -> Proportion | None:
+    """Mean success over seeds and random sets, with the interval of one seed's n."""
+    counts = [c for cell in cells for c in column.pick(cell)]
+    if not counts:
+        return None
+    n = counts[0].n
+    return wilson(round(float(np.mean([c.success for c in counts]))), n)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two arms under one attack.
+
+    Args:
+        column: the attack.
+        first, second: the arms' shares.
+        p: that they succeed alike, over prompts.
+        lower_in: seeds in which the first is lower.
+        seeds: that both have.
+    """
+
+    column: str
+    first: Proportion
+    second: Proportion
+    p: float
+    lower_in: int
+    seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """``yes``: the first is lower; ``no``: higher; else ``not shown``."""
+        if self.p >= LEVEL or self.first.share == self.second.share:
+            return "not shown"
+        if self.first.share > self.second.share:
+            return "no"
+        return "yes" if self.lower_in == self.seeds else "not shown"
+
+    def __str__(self) -> str:
+        apart = "disjoint" if disjoint(self.first, self.second) else "overlapping"
+        return (
+            f"{self.verdict} ({self.first} against {self.second}, p = {_p(self.p)}, intervals "
+            f"{apart}, lower in {self.lower_in} of {self.seeds} seeds)"
+        )
+
+
+def contrast(first: Sequence[Cell], second: Sequence[Cell], column: Column) -> Contrast | None:
+    """Hold one arm against another; None where either was not attacked so."""
+    a, b = outcomes(first, column), outcomes(second, column)
+    shares = share(first, column), share(second, column)
+    if a is None or b is None or shares[0] is None or shares[1] is None:
+        return None
+    theirs = {cell.seed: cell for cell in second}
+    # The base has one cell, which stands beside every seed.
+    pairs = [(cell, theirs.get(cell.seed, second[0])) for cell in first]
+    if len(second) > 1:
+        pairs = [(cell, theirs[cell.seed]) for cell in first if cell.seed in theirs]
+    lower = sum(_mean(x, column) < _mean(y, column) for x, y in pairs)
+    return Contrast(column.name, shares[0], shares[1], sign_flips(a - b), lower, len(pairs))
+
+
+def _mean(cell: Cell, column: Column) -> float:
+    return float(np.mean([found.success for found in column.pick(cell)]))
+
+
+def _p(value: float) -> str:
+    return "<0.0001" if value < 1e-4 else f"{value:.4f}"

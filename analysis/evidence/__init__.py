@@ -1,0 +1,1 @@
+"""The paper's layer-wise evidence from our own runs, on one page."""

@@ -1,0 +1,222 @@
+"""What the figures show, in sentences that are made from their numbers.
+
+Each says what the paper says, what was found, and whether the two agree; none of it is
+typed by hand.
+"""
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from analysis.depth import centre_of_mass, depth_table
+from analysis.overlap.composition import Composition
+from analysis.overlap.pairs import PairOverlap, pair_overlap
+from analysis.redistribution import Halving, Redistribution
+from analysis.statistics import two_proportions, wilson
+from toolkit.neurons import NeuronSet
+
+LEVEL = 0.05
+
+
+def p_words(p: float) -> str:
+    """A p-value: ``p = 0.012``, ``p < 0.0001``."""
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
+
+
+def _agrees(holds: bool) -> str:
+    return "as the paper says" if holds else "unlike the paper"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def composition_words(found: Composition) -> list[str]:
+    """Figure 3: is most of each layer core and shared, and does that grow with depth?"""
+    totals = found.totals().set_index("class")
+    count = {name: int(totals.loc[name, "neurons"]) for name in totals.index}
+    layers = found.layers.dropna(subset=["core_share"])
+    several = (layers["core_share"] + layers["shared_share"]).to_numpy(dtype=np.float64)
+    majority = int((several > 0.5).sum())
+    together = float(totals.loc[["core", "shared"], "neurons"].sum() / totals["neurons"].sum())
+    expected = dict(zip(totals.index, totals["chance"].to_numpy(dtype=np.float64), strict=True))
+    chance = (expected["core"] + expected["shared"]) / sum(expected.values())
+    told = [
+        f"Over {len(found.topics)} topics, {count['core']} neurons are core, {count['shared']} "
+        f"shared and {count['specific']} specific to one topic: {together:.0%} are in more than "
+        f"one, where random sets of the same sizes would have {chance:.1%}. Chance alone would "
+        f"make {_number(expected['core'])} core neurons "
+        f"({p_words(found.p_core)}).",
+        f"Core and shared neurons are the majority in {majority} of the {len(layers)} layers "
+        f'that have any, {_agrees(majority >= 0.9 * len(layers))} ("nearly all layers").',
+    ]
+    if len(layers) > 3 and np.ptp(several) > 0:
+        trend = spearmanr(layers["layer"], several)
+        rises = bool(trend.statistic > 0 and trend.pvalue < LEVEL)
+        word = "rises" if rises else "falls" if trend.pvalue < LEVEL else "shows no trend"
+        told.append(
+            f"Their share {word} with depth (rank correlation {trend.statistic:.2f}, "
+            f'{p_words(float(trend.pvalue))}), {_agrees(rises)} ("a mild rise").'
+        )
+    return told
+
+
+def depth_words(models: dict[str, NeuronSet]) -> list[str]:
+    """Figure 4: are the neurons late? The first third against the rest, by Fisher's test."""
+    table = depth_table(models)
+    centres = centre_of_mass(table)
+    told = []
+    for name, part in table.groupby("model", sort=False):
+        third = np.minimum((part["depth"].to_numpy() * 3).astype(int), 2)
+        parts = [
+            wilson(int(part["neurons"].to_numpy()[here].sum()), int(part["width"][here].sum()))
+            for here in (third == 0, third == 1, third == 2)
+        ]
+        early, later = parts[0], wilson(parts[1].k + parts[2].k, parts[1].n + parts[2].n)
+        p = two_proportions(early, later)
+        late = early.share < later.share
+        if p < LEVEL:
+            verdict = (
+                f"sparser early than later ({p_words(p)})"
+                if late
+                else (f"denser early than later ({p_words(p)})")
+            )
+            verdict += f", {_agrees(late)}"
+        else:
+            verdict = (
+                f"no clear difference between early and later ({p_words(p)}); the paper has one"
+            )
+        told.append(
+            f"{name}: {parts[0].share:.2%} of the neurons in the first third of the layers, "
+            f"{parts[1].share:.2%} in the middle, {parts[2].share:.2%} in the last; mean depth "
+            f"{centres[name]:.2f}: {verdict}."
+        )
+    return told
+
+
+def kway_words(table: pd.DataFrame) -> list[str]:
+    """Figure 5: does overlap fall with K, and end above chance?"""
+    first, last = table.iloc[0], table.iloc[-1]
+    ratio = table["ratio"].to_numpy(dtype=np.float64)
+    falls = bool((np.diff(ratio) <= 1e-12).all())
+    above = last["ratio"] > last["ratio_chance"]
+    times = last["ratio"] / last["ratio_chance"] if last["ratio_chance"] > 0 else np.inf
+    size = f"{times:.3g} times" if times < 1e6 else "over a million times"
+    steps = -np.diff(ratio)
+    told = [
+        f"The overlap ratio is {first['ratio']:.1%} for two topics (chance "
+        f"{first['ratio_chance']:.2%}) and {last['ratio']:.1%} for all {last['k']:.0f}, "
+        f"{size} what chance gives: "
+        + ("a proportion that chance does not explain" if above else "no more than chance")
+        + f', {_agrees(bool(above))} ("a non-trivial proportion").',
+        f"It {'falls at every step' if falls else 'does not fall at every step'}",
+    ]
+    if len(steps) > 1:
+        settles = steps[-1] <= 0.25 * steps[0]
+        told[-1] += (
+            f"; the last step is {steps[-1]:.2%} after a first of {steps[0]:.2%}, so it "
+            f"{'has settled' if settles else 'is still falling'}, {_agrees(bool(settles))} "
+            '("converges", with ten topics)'
+        )
+    told[-1] += "."
+    return told
+
+
+def scale_words(scale: pd.DataFrame) -> list[str]:
+    """Figure 6: does more alignment data make attacks fail?"""
+    told = []
+    for setting, rows in scale.groupby("setting", sort=False):
+        ordered = rows.sort_values("data")
+        start, end = ordered.iloc[0], ordered.iloc[-1]
+        if len(ordered) < 2:
+            continue
+        a = wilson(int(start["k_success"]), int(start["n"]))
+        b = wilson(int(end["k_success"]), int(end["n"]))
+        p = two_proportions(a, b)
+        fewer = b.share < a.share
+        verdict = f"{'fewer' if fewer else 'more'} ({p_words(p)}), {_agrees(fewer)}"
+        if p >= LEVEL:
+            verdict = f"no clear change ({p_words(p)}), which neither shows nor refutes the paper's"
+        told.append(
+            f"{setting}: {a} without the training, {b} with "
+            f"{'all' if end['data'] == 1 else format(end['data'], '.0%')} of its data: {verdict}."
+        )
+    return told
+
+
+def overlap_words(names: tuple[str, str], first: NeuronSet, second: NeuronSet) -> str:
+    """Figure 7 and its like: do two sets agree, over the model and layer by layer?"""
+    whole, layers = pair_overlap(first, second, names)
+    asked = [row for row in layers if row.first and row.second]
+    level = LEVEL / max(len(asked), 1)
+    above = sum(row.p_more < level for row in asked)
+    return (
+        f"{names[0]} ({len(first)} neurons) and {names[1]} ({len(second)}) share {whole.both}, "
+        f"where chance gives {whole.both_chance:.1f}: {_pair_words(whole)}. In {above} of the "
+        f"{len(asked)} layers where both have neurons they share more than chance "
+        f"(p < {LEVEL} over all of these layers, Bonferroni)."
+    )
+
+
+def _pair_words(pair: PairOverlap) -> str:
+    word = "no clear difference from chance"
+    if pair.p_more < LEVEL / 2:
+        word = "more than chance"
+    elif pair.p_fewer < LEVEL / 2:
+        word = "fewer than chance"
+    p = min(pair.p_more, pair.p_fewer)
+    return (
+        f"Jaccard {pair.jaccard:.3f} (chance {pair.jaccard_chance:.3f}), {word} ({p_words(p)}, "
+        "one-sided)"
+    )
+
+
+def redistribution_words(found: Redistribution) -> list[str]:
+    """What alignment moved: spread, brittleness, who joined and left."""
+    facts = {name: (before, after) for name, before, after in found.summary.to_numpy()}
+
+    def pair(name: str) -> tuple[float, float]:
+        before, after = facts[name]
+        return float(before), float(after)
+
+    neurons, layers = pair("effective neurons"), pair("effective layers")
+    kept = found.overlap.both
+    told = [
+        f"Safety mass ({found.score.upper()} of the chosen neurons) was spread over "
+        f"{_number(neurons[0])} effective neurons and {_number(layers[0])} effective layers; "
+        f"after alignment over {_number(neurons[1])} and {_number(layers[1])}: "
+        f"{_spread(neurons)} in neurons, {_spread(layers)} in layers.",
+        f"{kept} of the {found.overlap.first} neurons stayed ({kept / found.overlap.first:.0%}), "
+        f"{len(found.left)} left and {len(found.joined)} joined: {_pair_words(found.overlap)}.",
+    ]
+    if found.halving is not None:
+        before, after = found.halving
+        told.append(f"Neurons to remove before refusals halve: {before} before, {after} after.")
+        told.append(_sturdier(before, after))
+    if found.control is not None:
+        told.append(
+            f"The same with random neurons: {found.control[0]} before, {found.control[1]} after."
+        )
+    return told
+
+
+def _spread(pair: tuple[float, float]) -> str:
+    change = pair[1] / pair[0] - 1 if pair[0] else 0.0
+    if abs(change) < 0.05:
+        return "about as many"
+    return f"{abs(change):.0%} {'more' if change > 0 else 'fewer'}"
+
+
+def _sturdier(before: Halving, after: Halving) -> str:
+    """Whether the two intervals are apart, and which way."""
+    high_before = np.inf if before.high is None else before.high
+    high_after = np.inf if after.high is None else after.high
+    low_before = np.inf if before.low is None else before.low
+    low_after = np.inf if after.low is None else after.low
+    if before.refused == 0 or after.refused == 0:
+        return "One of the two refuses nothing, so there is nothing to halve."
+    if low_after > high_before:
+        return "The aligned model takes clearly more removals, as the paper says."
+    if high_after < low_before:
+        return "The aligned model takes clearly fewer removals, unlike the paper."
+    return "The two intervals overlap, so the paper's claim is neither shown nor refuted here."

@@ -1,0 +1,1 @@
+"""Taking results elsewhere: masks for other libraries, tables, pages and pictures."""

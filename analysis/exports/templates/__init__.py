@@ -1,0 +1,1 @@
+"""Programs that an exported mask becomes: copied out with its neurons filled in."""

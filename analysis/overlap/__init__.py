@@ -1,0 +1,1 @@
+"""Overlap of neuron sets and of scores, always beside what chance alone would give."""
