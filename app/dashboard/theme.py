@@ -4,7 +4,7 @@ Both sides are given, so that a page follows its reader's system. Text has at le
 against its background, links and icons 4.5 : 1; the tests measure it.
 """
 
-from analysis.paper import DARK, LIGHT
+from analysis.figures.themes import DARK, LIGHT
 
 # Streamlit's names for the parts of a theme -> colour, on light and on dark.
 _PARTS: dict[str, tuple[str, str]] = {

@@ -6,7 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 import streamlit as st
 
-from analysis.paper import DARK, LIGHT, on_paper
+from analysis.figures.themes import DARK, LIGHT, on_paper
 
 
 def chart(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import plotly.graph_objects as go
 
-from analysis.figures import BLUE, DIVERGING, GREEN, GRID, INK, VERDICTS, VERMILION
+from analysis.figures.style import BLUE, DIVERGING, GREEN, GRID, INK, VERDICTS, VERMILION
 
 
 @dataclass(frozen=True)

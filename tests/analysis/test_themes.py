@@ -8,7 +8,7 @@ import pytest
 
 from analysis.figures import BLUE, GREEN, INK, SERIES, VERDICTS, VERMILION, safety_map_figure
 from analysis.figures import layer_fraction_figure as by_layer
-from analysis.paper import DARK, LIGHT, Paper, on_paper
+from analysis.figures.themes import DARK, LIGHT, Paper, on_paper
 from app.dashboard.theme import THEME
 from toolkit.neurons import NeuronSet
 
