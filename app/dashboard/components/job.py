@@ -8,6 +8,7 @@ from analysis.figures import held_out_figure, training_figure
 from analysis.requests import Request
 from app.dashboard.components.chart import chart
 from app.dashboard.components.text import failure, plain
+from app.dashboard.inside import require_inside
 from app.jobs.folder import ALIVE, Job, Phase, Verb, cancel, events, read_job, state_of
 from app.jobs.progress import held_out_looks, how_far, training_steps
 from app.jobs.queue import enqueue, launch
@@ -35,6 +36,7 @@ POLL = 1.5  # seconds
 def launch_from_page(verb: Verb, request: Request) -> Job | None:
     """Create and enqueue a job, and put it into the address; None after showing why not."""
     try:
+        require_inside(request)
         job = launch(verb, request)
     except SafeNeuronError as error:
         failure(error)
@@ -97,7 +99,13 @@ def _panel(job: Job) -> None:
         )
     looks = held_out_looks(found)
     if len(looks):
-        st.plotly_chart(held_out_figure(looks), theme=None, key=f"held-out-{job.id}")
+        last = looks.iloc[-1]
+        chart(
+            held_out_figure(looks),
+            f"Curves of held-out margin, divergence and refusals over {len(looks)} looks; at step "
+            f"{last['step']:.0f} the margin is {last['margin']:.3g}",
+            key=f"held-out-{job.id}",
+        )
         st.caption(
             "On pairs and prompts that are not trained on, with nothing removed. Margin: as above, "
             "against the model that the run began with; divergence from it, nats a token."
@@ -113,5 +121,9 @@ def _buttons(job: Job, state: Phase) -> None:
     elif state in {"cancelled", "failed", "lost"} and st.button(
         "Go on", key=f"resume-{job.id}", icon=":material/replay:"
     ):
-        enqueue(job)
+        try:
+            enqueue(job)
+        except SafeNeuronError as error:
+            failure(error)
+            return
         st.rerun(scope="app")

@@ -112,9 +112,9 @@ def _start(model: str | None, mask: str | None, values: dict[str, Any]) -> None:
 def _finished(job: Job) -> None:
     """Attack the result, and hold it against the model it was made from."""
     result = result_of(job) or {}
-    before, after = str(job.request["model"]), str(result.get("model", job.folder))
+    before, after = str(job.request.get("model")), str(result.get("model", job.folder))
     st.subheader("Before and after")
-    mask = job.request["mask"]
+    mask = job.request.get("mask")
     if mask is None:
         mask = from_choices("Mask to attack with", data.mask_choices(), "mask")
         if mask is None:
@@ -175,8 +175,9 @@ jobs = {job.id: job for job in list_jobs() if job.verb == "align"}
 asked_job()  # says so when the address names none
 if jobs:
     labels = {
-        name: f"{data.job_label(job)} · {job.request['recipe']} · {job.request['steps']} steps"
+        name: f"{data.job_label(job)} · {asked.get('recipe')} · {asked.get('steps')} steps"
         for name, job in jobs.items()
+        for asked in [job.request]
     }
     job = jobs[choose_one("run", "Run", list(jobs), lambda name: labels[name])]
     with st.container(border=True):

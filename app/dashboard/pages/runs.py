@@ -30,7 +30,7 @@ def _table(jobs: list[Job]) -> None:
             {
                 "started": job.created,
                 "job": job.verb,
-                "model": data.model_label(job.request["model"]),
+                "model": data.job_model(job),
                 "state": state.state,
                 "progress": 1.0 if state.state == "done" else far.share if far else 0.0,
                 "stage": "" if far is None or state.state == "done" else str(far),
