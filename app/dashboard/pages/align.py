@@ -10,6 +10,7 @@ from app.dashboard import data
 from app.dashboard.components.attack_form import attack_options, start_attack
 from app.dashboard.components.attack_view import show_attacks
 from app.dashboard.components.choose import choose_one, from_choices
+from app.dashboard.components.gate import admit
 from app.dashboard.components.job import asked_job, job_panel, launch_from_page
 from app.dashboard.components.text import failure, heading, plain
 from app.jobs.folder import Job, list_jobs, result_of, state_of
@@ -166,6 +167,7 @@ def _questions(result: Any) -> tuple[Any, ...]:
     return (*prompts, result.generation.max_new_tokens, result.judge)
 
 
+admit()
 heading(
     "Align",
     "Preference optimisation (DPO) with the safety neurons frozen, so that the model must learn to "

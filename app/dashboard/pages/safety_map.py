@@ -15,6 +15,7 @@ from analysis.store import Entry
 from app.dashboard import data
 from app.dashboard.components.chart import chart
 from app.dashboard.components.choose import choose_one, from_choices, number
+from app.dashboard.components.gate import admit
 from app.dashboard.components.job import asked_job, job_panel, launch_from_page
 from app.dashboard.components.text import failure, heading, nothing_yet, plain
 from toolkit.errors import SafeNeuronError
@@ -279,6 +280,7 @@ def _form(expanded: bool) -> None:
                 st.rerun()
 
 
+admit()
 heading(
     "Safety map",
     "The MLP neurons that fire differently on harmful prompts: their layers, their scores, and "
