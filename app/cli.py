@@ -467,11 +467,15 @@ def serve(
     with_worker: Annotated[
         bool, typer.Option("--worker/--no-worker", help="Run queued jobs here too.")
     ] = True,
+    open_to_all: Annotated[
+        bool,
+        typer.Option("--no-sign-in", help="Open it although nobody has to sign in here."),
+    ] = False,
 ) -> None:
     """Start the dashboard and its worker; Ctrl-C stops both."""
     from app.serve import serve as run
 
-    raise typer.Exit(run(port, address, with_worker))
+    raise typer.Exit(run(port, address, with_worker, open_to_all))
 
 
 @app.command()

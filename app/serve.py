@@ -10,7 +10,10 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from app.dashboard.theme import THEME
+from app.sign_in import guard
 from toolkit.errors import SafeNeuronError
+from toolkit.masks import LARGEST_MASK
 
 MAIN = Path(__file__).parent / "dashboard" / "main.py"
 GRACE = 110.0  # seconds; the worker's job saves meanwhile
@@ -22,13 +25,6 @@ DIE_WITH_PARENT = (
 )
 READY = 60.0  # seconds that the page server has to become healthy
 
-THEME = {
-    # One for each, so that the page follows the reader's light or dark.
-    "theme.light.primaryColor": "#0b6e8c",
-    "theme.dark.primaryColor": "#4db3d1",
-    "theme.font": "sans-serif",
-    "theme.baseRadius": "small",
-}
 FLAGS = {
     "server.headless": "true",
     "browser.gatherUsageStats": "false",
@@ -36,28 +32,35 @@ FLAGS = {
     "client.toolbarMode": "viewer",
     # Tracebacks go to the terminal; a page shows one line.
     "client.showErrorDetails": "none",
+    "server.maxUploadSize": str(LARGEST_MASK >> 20),
+    "server.enableXsrfProtection": "true",
 }
 
 
-def serve(port: int, address: str = "127.0.0.1", with_worker: bool = True) -> int:
+def serve(
+    port: int, address: str = "127.0.0.1", with_worker: bool = True, open_to_all: bool = False
+) -> int:
     """Serve the dashboard until SIGINT or SIGTERM, or until a child dies.
 
     Args:
         port: of the dashboard.
         address: to listen at; the default is reachable from this machine alone.
         with_worker: run queued jobs here too.
+        open_to_all: listen to other machines although sign-in is off.
 
     Returns:
         0 when it was asked to stop, else the code of the child that died.
 
     Raises:
-        SafeNeuronError: the port is taken.
+        SafeNeuronError: the port is taken; others could reach it and sign-in is off or
+            misconfigured.
     """
+    sign_in = guard(address, open_to_all)
     _require_free(port, address)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    flags = FLAGS | THEME | {"server.port": str(port), "server.address": address}
+    flags = FLAGS | THEME | sign_in | {"server.port": str(port), "server.address": address}
     command = [sys.executable, "-m", "streamlit", "run", str(MAIN)]
     command += [f"--{name}={value}" for name, value in flags.items()]
     children = [_start(command)]

@@ -86,3 +86,26 @@ def require_writable(path: Path) -> None:
         )
     if path.is_file() and not os.access(path, os.W_OK):
         raise SafeNeuronError(f"cannot overwrite {path}: it is read-only; choose another -o")
+
+
+def read_text(path: Path, most: int) -> str:
+    """Read a text file that somebody else may have made.
+
+    Args:
+        path: the file.
+        most: bytes; a larger file is not read, nor is what is no file at all, such as a
+            device that never ends.
+
+    Raises:
+        SafeNeuronError: it is larger, or no regular file.
+        OSError: it is missing or cannot be read.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    size = path.stat().st_size
+    if not path.is_file():
+        raise SafeNeuronError(f"{path} is not a file")
+    if size > most:
+        raise SafeNeuronError(
+            f"{path} has {size / 1e6:,.0f} MB, and at most {most / 1e6:,.0f} MB are read here"
+        )
+    return path.read_text(encoding="utf-8")

@@ -15,11 +15,13 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from toolkit.errors import SafeNeuronError
-from toolkit.files import canonical_json, sha256_text, write_atomically
+from toolkit.files import canonical_json, read_text, sha256_text, write_atomically
 from toolkit.neurons import NeuronSet
 
 SCHEMA: Final = "safeneuron.neuron-mask/1"
 SITE: Final = "mlp.down_proj.input"
+# Every one of two million neurons takes some 25 MB; a file far above that is no mask.
+LARGEST_MASK = 64 << 20  # bytes
 LAYER = re.compile(r"0|[1-9][0-9]{0,8}")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -188,6 +190,8 @@ def parse_mask(text: str, where: str = "mask") -> MaskFile:
         SafeNeuronError: it is not JSON, has another schema, or names neurons that are
             repeated, unsorted or out of range.
     """
+    if len(text) > LARGEST_MASK:
+        raise SafeNeuronError(f"{where} is larger than {LARGEST_MASK >> 20} MB, so it is no mask")
     try:
         data = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:  # numbers too long are a plain ValueError
@@ -243,7 +247,7 @@ def read_mask(path: Path) -> MaskFile:
         SafeNeuronError: the file is missing, unreadable or not a valid mask.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, LARGEST_MASK)
     except UnicodeDecodeError as error:
         raise SafeNeuronError(f"{path} is not UTF-8 text, so it is not a mask file") from error
     except OSError as error:

@@ -351,13 +351,15 @@ KNOWN: dict[str, KnownSet] = {
     )
 }
 
-_SLICE = re.compile(r"^(?P<name>.+?)\[(?P<start>\d*):(?P<stop>\d*)(?::(?P<step>\d*))?\]$")
+_SLICE = re.compile(
+    r"^(?P<name>.+?)\[(?P<start>\d{0,9}):(?P<stop>\d{0,9})(?::(?P<step>\d{0,9}))?\]$"
+)
 
 
 def _exists(path: str) -> bool:
     try:
         return Path(path).exists()
-    except OSError:  # too long for a file name, as a prompt given in place of a file is
+    except (OSError, ValueError):  # too long for a file name, as a prompt in place of one; a NUL
         return False
 
 
@@ -395,17 +397,25 @@ def sliced(spec: str, read: Callable[[str], PromptSet]) -> PromptSet:
     Raises:
         SafeNeuronError: nothing is in the slice, or what ``read`` raises.
     """
+    name, part = slice_of(spec)
+    whole = read(name)
+    if part is None:
+        return whole
+    if part.step == 0:
+        raise SafeNeuronError(f"{spec}: the step of a slice can't be 0")
+    chosen = whole[part]
+    if not len(chosen):
+        raise SafeNeuronError(f"{spec} holds no prompts: {name} has {len(whole)}")
+    return chosen
+
+
+def slice_of(spec: str) -> tuple[str, slice | None]:
+    """The name or path in a spec, and the slice that it ends in, if any."""
     match = None if _exists(spec) else _SLICE.match(spec)
     if match is None:
-        return read(spec)
-    whole = read(match["name"])
+        return spec, None
     parts = [int(match[key]) if match[key] else None for key in ("start", "stop", "step")]
-    if parts[2] == 0:
-        raise SafeNeuronError(f"{spec}: the step of a slice can't be 0")
-    chosen = whole[slice(*parts)]
-    if not len(chosen):
-        raise SafeNeuronError(f"{spec} holds no prompts: {match['name']} has {len(whole)}")
-    return chosen
+    return match["name"], slice(*parts)
 
 
 def _read_whole(name: str) -> PromptSet:

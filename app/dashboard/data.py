@@ -14,6 +14,13 @@ from toolkit.home import home
 from toolkit.masks import MaskFile, read_mask
 from toolkit.models.sources import EMBEDDED
 
+# What pages show of an entry's summary.
+Shape = dict[str, type | tuple[type, ...]]
+STUDY: Shape = {"model": str, "architecture": str, "method": str, "position": str}
+STUDY |= {"count": int, "fraction": (int, float), "widths": list, "parameters": dict}
+STUDY |= {"harmful": str, "harmless": str}
+ATTACK: Shape = {"model": str, "mask": str, "count": int, "fraction": (int, float)}
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -24,13 +31,22 @@ class Choice:
 
 
 def studies() -> list[Entry]:
-    """Every identification, newest first."""
-    return Store().entries("identify")
+    """Every identification that can be shown, newest first."""
+    return [entry for entry in Store().entries("identify") if _shaped(entry, STUDY)]
 
 
 def attacks() -> list[Entry]:
-    """Every attack, newest first."""
-    return Store().entries("attack")
+    """Every attack that can be shown, newest first."""
+    return [entry for entry in Store().entries("attack") if _shaped(entry, ATTACK)]
+
+
+def _shaped(entry: Entry, fields: Shape) -> bool:
+    """Whether an entry's summary has what pages show of it; one edited by hand may not."""
+    facts = entry.summary
+    if not isinstance(facts, dict) or not isinstance(entry.title, str):
+        return False
+    shaped = all(isinstance(facts.get(name), kind) for name, kind in fields.items())
+    return shaped and all(isinstance(width, int) for width in facts.get("widths", ()))
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
@@ -102,7 +118,12 @@ def attack_label(entry: Entry) -> str:
 
 def job_label(job: Job) -> str:
     """A job in one line."""
-    return f"{job.created:%Y-%m-%d %H:%M} · {job.verb} · {model_label(job.request['model'])}"
+    return f"{job.created:%Y-%m-%d %H:%M} · {job.verb} · {job_model(job)}"
+
+
+def job_model(job: Job) -> str:
+    """The name of the model that a job works on."""
+    return model_label(str(job.request.get("model", "no model")))
 
 
 def aligned() -> list[Job]:
@@ -143,13 +164,15 @@ def attack_jobs(model: str, mask: str) -> list[Job]:
     return [
         job
         for job in list_jobs()
-        if job.verb == "attack" and (job.request["model"], job.request["mask"]) == wanted
+        if job.verb == "attack" and (job.request.get("model"), job.request.get("mask")) == wanted
     ]
 
 
 def attacked_by(job: Job) -> AttackResult | None:
     """What a finished attack job counted."""
-    result = result_of(job)
-    if state_of(job).state != "done" or result is None:
+    made = (result_of(job) or {}).get("entry")
+    if state_of(job).state != "done" or made is None:
         return None
-    return attack_result(Path(result["attack"]))
+    # By its key: a path that the job's file names might lead out of the store.
+    entry = next((entry for entry in attacks() if entry.key == made), None)
+    return None if entry is None else attack_result(entry.file("attack.json"))

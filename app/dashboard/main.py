@@ -4,9 +4,13 @@ from pathlib import Path
 
 import streamlit as st
 
+from app.dashboard.components.gate import admit, visitor_menu
+
 PAGES = Path(__file__).parent / "pages"
 
 st.set_page_config(page_title="SafeNeuron", page_icon=":material/hub:", layout="wide")
+admit()
+visitor_menu()
 st.navigation(
     [
         st.Page(

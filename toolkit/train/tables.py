@@ -73,6 +73,8 @@ def _jsonl(path: Path, text: str) -> Iterator[Row]:
                 raise SafeNeuronError(
                     f"{where} is not JSON ({error.msg} at column {error.colno}); mend or delete it"
                 ) from error
+            except (ValueError, RecursionError) as error:  # a number too long, or nested too deep
+                raise SafeNeuronError(f"{where} is no pair: {error}; delete it") from error
 
 
 def _json(path: Path, text: str) -> Iterator[Row]:
@@ -83,6 +85,8 @@ def _json(path: Path, text: str) -> Iterator[Row]:
             f"{path}: line {error.lineno} is not JSON ({error.msg}); mend the file, or save it as "
             ".jsonl, a pair a line"
         ) from error
+    except (ValueError, RecursionError) as error:  # a number too long, or nested too deep
+        raise SafeNeuronError(f"{path} holds no pairs: {error}") from error
     if not isinstance(rows, list):
         raise SafeNeuronError(f"{path}: expected a list of pairs")
     for number, row in enumerate(rows, start=1):

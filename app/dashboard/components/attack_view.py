@@ -8,6 +8,7 @@ import streamlit as st
 from analysis.costs import printable_costs
 from analysis.figures import attack_figure, compare_figure
 from analysis.robustness import AttackResult, answers_frame, attack_table, finding, headline
+from app.dashboard.components.chart import chart
 from app.dashboard.components.text import plain
 
 TERMS = (
@@ -33,7 +34,12 @@ def show_attacks(results: Mapping[str, AttackResult], key: str) -> None:
         if found := finding(result):
             prefix = f"**{plain(name)}.** " if len(results) > 1 else ""
             st.markdown(prefix + plain(found.sentence))
-    st.plotly_chart(figure, theme=None, key=f"bars-{key}")
+    said = ". ".join(f.sentence for result in results.values() if (f := finding(result)))
+    chart(
+        figure,
+        f"Bars: share of answers complied, refused and degenerate under each setting. {said}",
+        key=f"bars-{key}",
+    )
     st.caption(TERMS)
     with st.expander("Every setting and seed", icon=":material/table:"):
         frames = [percent_table(result).assign(attack=name) for name, result in results.items()]

@@ -1,5 +1,6 @@
 """Widgets whose value stands in the address, so that a link restores the view."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,9 +48,10 @@ def choose_many(
 def number(name: str, default: float) -> float:
     """A number from the address, or the default."""
     try:
-        return float(st.query_params.get(name, default))
+        given = float(st.query_params.get(name, default))
     except ValueError:
         return default
+    return given if math.isfinite(given) else default
 
 
 def from_choices(label: str, choices: Sequence[Choice], name: str, new: bool = False) -> str | None:

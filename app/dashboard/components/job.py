@@ -6,7 +6,9 @@ import streamlit as st
 
 from analysis.figures import held_out_figure, training_figure
 from analysis.requests import Request
+from app.dashboard.components.chart import chart
 from app.dashboard.components.text import failure, plain
+from app.dashboard.inside import require_inside
 from app.jobs.folder import ALIVE, Job, Phase, Verb, cancel, events, read_job, state_of
 from app.jobs.progress import held_out_looks, how_far, training_steps
 from app.jobs.queue import enqueue, launch
@@ -34,6 +36,7 @@ POLL = 1.5  # seconds
 def launch_from_page(verb: Verb, request: Request) -> Job | None:
     """Create and enqueue a job, and put it into the address; None after showing why not."""
     try:
+        require_inside(request)
         job = launch(verb, request)
     except SafeNeuronError as error:
         failure(error)
@@ -82,7 +85,13 @@ def _panel(job: Job) -> None:
         st.progress(far.share, text=plain(str(far)))
     steps = training_steps(found)
     if len(steps):
-        st.plotly_chart(training_figure(steps), theme=None, key=f"curves-{job.id}")
+        last = steps.iloc[-1]
+        chart(
+            training_figure(steps),
+            f"Curves of loss, rewards and preferred pairs over {len(steps)} training steps; the "
+            f"last loss is {last['loss']:.3g}",
+            key=f"curves-{job.id}",
+        )
         st.caption(
             "Loss: of DPO and the small SFT part together. Reward: beta times the log-ratio to the "
             "untrained model, for the chosen and the rejected answer; margin is their difference. "
@@ -90,7 +99,13 @@ def _panel(job: Job) -> None:
         )
     looks = held_out_looks(found)
     if len(looks):
-        st.plotly_chart(held_out_figure(looks), theme=None, key=f"held-out-{job.id}")
+        last = looks.iloc[-1]
+        chart(
+            held_out_figure(looks),
+            f"Curves of held-out margin, divergence and refusals over {len(looks)} looks; at step "
+            f"{last['step']:.0f} the margin is {last['margin']:.3g}",
+            key=f"held-out-{job.id}",
+        )
         st.caption(
             "On pairs and prompts that are not trained on, with nothing removed. Margin: as above, "
             "against the model that the run began with; divergence from it, nats a token."
@@ -106,5 +121,9 @@ def _buttons(job: Job, state: Phase) -> None:
     elif state in {"cancelled", "failed", "lost"} and st.button(
         "Go on", key=f"resume-{job.id}", icon=":material/replay:"
     ):
-        enqueue(job)
+        try:
+            enqueue(job)
+        except SafeNeuronError as error:
+            failure(error)
+            return
         st.rerun(scope="app")

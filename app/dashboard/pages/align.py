@@ -10,6 +10,7 @@ from app.dashboard import data
 from app.dashboard.components.attack_form import attack_options, start_attack
 from app.dashboard.components.attack_view import show_attacks
 from app.dashboard.components.choose import choose_one, from_choices
+from app.dashboard.components.gate import admit
 from app.dashboard.components.job import asked_job, job_panel, launch_from_page
 from app.dashboard.components.text import failure, heading, plain
 from app.jobs.folder import Job, list_jobs, result_of, state_of
@@ -112,9 +113,9 @@ def _start(model: str | None, mask: str | None, values: dict[str, Any]) -> None:
 def _finished(job: Job) -> None:
     """Attack the result, and hold it against the model it was made from."""
     result = result_of(job) or {}
-    before, after = str(job.request["model"]), str(result.get("model", job.folder))
+    before, after = str(job.request.get("model")), str(result.get("model", job.folder))
     st.subheader("Before and after")
-    mask = job.request["mask"]
+    mask = job.request.get("mask")
     if mask is None:
         mask = from_choices("Mask to attack with", data.mask_choices(), "mask")
         if mask is None:
@@ -166,6 +167,7 @@ def _questions(result: Any) -> tuple[Any, ...]:
     return (*prompts, result.generation.max_new_tokens, result.judge)
 
 
+admit()
 heading(
     "Align",
     "Preference optimisation (DPO) with the safety neurons frozen, so that the model must learn to "
@@ -175,8 +177,9 @@ jobs = {job.id: job for job in list_jobs() if job.verb == "align"}
 asked_job()  # says so when the address names none
 if jobs:
     labels = {
-        name: f"{data.job_label(job)} · {job.request['recipe']} · {job.request['steps']} steps"
+        name: f"{data.job_label(job)} · {asked.get('recipe')} · {asked.get('steps')} steps"
         for name, job in jobs.items()
+        for asked in [job.request]
     }
     job = jobs[choose_one("run", "Run", list(jobs), lambda name: labels[name])]
     with st.container(border=True):

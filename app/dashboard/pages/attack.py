@@ -7,6 +7,7 @@ from app.dashboard import data
 from app.dashboard.components.attack_form import attack_form
 from app.dashboard.components.attack_view import show_attacks, show_responses
 from app.dashboard.components.choose import choose_many
+from app.dashboard.components.gate import admit
 from app.dashboard.components.job import asked_job, job_panel
 from app.dashboard.components.text import failure, heading, nothing_yet, plain
 from app.jobs.folder import result_of
@@ -27,6 +28,7 @@ def _read(keys: list[str]) -> dict[str, AttackResult]:
     return results
 
 
+admit()
 heading(
     "Attack",
     "The same prompts answered with and without the neurons of a mask. A model whose safety hangs "

@@ -7,6 +7,7 @@ import streamlit as st
 
 from app.dashboard import data
 from app.dashboard.components.choose import choose_one
+from app.dashboard.components.gate import admit
 from app.dashboard.components.job import job_panel
 from app.dashboard.components.text import heading, plain
 from app.jobs.folder import ALIVE, Job, events, list_jobs, state_of
@@ -30,7 +31,7 @@ def _table(jobs: list[Job]) -> None:
             {
                 "started": job.created,
                 "job": job.verb,
-                "model": data.model_label(job.request["model"]),
+                "model": data.job_model(job),
                 "state": state.state,
                 "progress": 1.0 if state.state == "done" else far.share if far else 0.0,
                 "stage": "" if far is None or state.state == "done" else str(far),
@@ -57,6 +58,7 @@ def _log(job: Job) -> str:
         return ""
 
 
+admit()
 heading("Runs", "Jobs go on when this page is closed. One runs at a time; the others wait.")
 jobs = list_jobs()
 if not jobs:

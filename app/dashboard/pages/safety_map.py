@@ -13,7 +13,9 @@ from analysis.requests import IdentifyRequest, parse_request
 from analysis.select import METHODS, Selection, select_parts
 from analysis.store import Entry
 from app.dashboard import data
+from app.dashboard.components.chart import chart
 from app.dashboard.components.choose import choose_one, from_choices, number
+from app.dashboard.components.gate import admit
 from app.dashboard.components.job import asked_job, job_panel, launch_from_page
 from app.dashboard.components.text import failure, heading, nothing_yet, plain
 from toolkit.errors import SafeNeuronError
@@ -180,14 +182,12 @@ def _study(entry: Entry) -> None:
         chosen = _number_fields(table, neurons)
         _inspector(table, chosen, neurons)
     with drawing:
-        st.plotly_chart(
+        chart(
             safety_map_figure(table, neurons, color or "sas", chosen),
-            theme=None,
+            f"Safety map: {len(neurons.widths)} layers against their neurons, the {len(neurons):,} "
+            f"selected in full colour, coloured by {COLORS[color or 'sas']}",
             key="map",
             on_select=_clicked,
-            selection_mode="points",
-            config={"displaylogo": False},
-            alt="Safety map: layers against neurons, the selected ones in full colour",
         )
         st.caption(
             "Each square is one MLP neuron. Vermilion fires more on harmful prompts, blue on "
@@ -197,14 +197,24 @@ def _study(entry: Entry) -> None:
     with right:
         st.subheader("By layer")
         st.caption("Share of each layer's neurons that is selected; dotted: of the whole model.")
-        st.plotly_chart(layer_fraction_figure(neurons), theme=None, key="by-layer")
+        counts = neurons.counts()
+        most = int(counts.argmax())
+        chart(
+            layer_fraction_figure(neurons),
+            f"Bars: selected share of each layer; layer {most} has most, {int(counts[most]):,}",
+            key="by-layer",
+        )
     st.subheader("Scores of all neurons")
     for place, name in zip(st.columns(len(parts)), parts, strict=True):
         with place:
             tau = {"es": selection.tau_es, "sas": selection.tau_sas}[name]
             by_threshold = not {"top", "top_es", "top_sas"} & set(selection.parameters())
             figure = score_histogram(table, name, tau if by_threshold else None)
-            st.plotly_chart(figure, theme=None, key=f"histogram-{name}")
+            chart(
+                figure,
+                f"Histogram: how many neurons have each {name.upper()}, on a logarithmic axis",
+                key=f"histogram-{name}",
+            )
     _take_away(entry, table, _mask(entry, selection, parts))
 
 
@@ -270,6 +280,7 @@ def _form(expanded: bool) -> None:
                 st.rerun()
 
 
+admit()
 heading(
     "Safety map",
     "The MLP neurons that fire differently on harmful prompts: their layers, their scores, and "

@@ -1,0 +1,34 @@
+"""A figure on a page: on the reader's paper, and with words for who cannot see it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import plotly.graph_objects as go
+import streamlit as st
+
+from analysis.figures.themes import DARK, LIGHT, on_paper
+
+
+def chart(
+    figure: go.Figure, alt: str, key: str, on_select: Callable[[], None] | None = None
+) -> None:
+    """Draw a figure.
+
+    Args:
+        figure: of :mod:`analysis.figures`.
+        alt: what it shows, for screen readers.
+        key: names it on its page.
+        on_select: called when a point is clicked.
+    """
+    paper = DARK if st.context.theme.type == "dark" else LIGHT
+    clicks: dict[str, Any] = {}
+    if on_select is not None:
+        clicks = {"on_select": on_select, "selection_mode": "points"}
+    st.plotly_chart(
+        on_paper(figure, paper),
+        theme=None,
+        key=key,
+        alt=alt,
+        config={"displaylogo": False},
+        **clicks,
+    )
