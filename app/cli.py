@@ -19,8 +19,11 @@ from analysis.requests import (
 )
 from app import terminal
 from app.commands.capability import capability
+from app.commands.jobs import jobs
 from app.commands.judges import judges
 from app.commands.redteam import redteam
+from app.commands.serve import serve, worker
+from app.commands.settings import settings
 from toolkit.errors import SafeNeuronError
 
 app = typer.Typer(
@@ -328,7 +331,7 @@ def align(
     values = {key: value for key, value in locals().items() if key in AlignRequest.model_fields}
     request = parse_request(AlignRequest, values)
     with terminal.progress_bar() as progress:
-        result = run_to_end("align", request, output, progress)
+        result = run_to_end("align", request, output, progress, terminal.note)
     if as_json:
         terminal.print_json(result)
         return
@@ -497,31 +500,13 @@ def demo(
         _print_attacks({done.model: done.result})
         terminal.say(f"report: {done.report}")
     if serve_after:
-        serve(port=port, address="127.0.0.1", with_worker=True)
+        serve(port=port)
 
 
-@app.command()
-def serve(
-    port: Annotated[int, typer.Option()] = 8501,
-    address: Annotated[str, typer.Option(help="0.0.0.0 opens it to the network.")] = "127.0.0.1",
-    with_worker: Annotated[
-        bool, typer.Option("--worker/--no-worker", help="Run queued jobs here too.")
-    ] = True,
-) -> None:
-    """Start the dashboard and its worker; Ctrl-C stops both."""
-    from app.serve import serve as run
-
-    raise typer.Exit(run(port, address, with_worker))
-
-
-@app.command()
-def worker() -> None:
-    """Run queued jobs, without the dashboard."""
-    from app.jobs.queue import work
-
-    work()
-
-
+app.command()(serve)
+app.command()(worker)
+app.add_typer(jobs, name="jobs")
+app.add_typer(settings, name="settings")
 app.command()(judges)
 app.command()(capability)
 app.command()(redteam)

@@ -1,22 +1,17 @@
 """A job run from the command line: started here, watched to its end."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from analysis.requests import Request
-from app.jobs.folder import (
-    ALIVE,
-    Job,
-    Verb,
-    cancel,
-    create,
-    events,
-    requeue,
-    result_of,
-    state_of,
-)
-from app.jobs.queue import spawn
+from app.jobs.devices import take
+from app.jobs.events import events, result_of
+from app.jobs.folder import ALIVE, Job, cancel, create, requeue, settle, state_of
+from app.jobs.start import spawn
+from app.jobs.verbs import Verb
+from app.settings import read_settings
 from toolkit.errors import SafeNeuronError
 from toolkit.files import require_writable
 from toolkit.progress import Progress
@@ -24,11 +19,21 @@ from toolkit.progress import Progress
 POLL = 0.3  # seconds
 
 
-def run_to_end(verb: Verb, request: Request, folder: Path, progress: Progress) -> dict[str, Any]:
+def _unheard(line: str) -> None:
+    """Drop a line that nobody asked for."""
+
+
+def run_to_end(
+    verb: Verb,
+    request: Request,
+    folder: Path,
+    progress: Progress,
+    note: Callable[[str], None] = _unheard,
+) -> dict[str, Any]:
     """Run a job in ``folder``, or attach to the one that runs there.
 
     A job that was stopped goes on; one that is done is not run again. Ctrl-C cancels
-    it, and comes back when it has saved.
+    it, and comes back when it has saved. ``note`` hears why it waits.
 
     Returns:
         Its ``result.json``.
@@ -40,10 +45,10 @@ def run_to_end(verb: Verb, request: Request, folder: Path, progress: Progress) -
     require_writable(folder)
     job = create(verb, request, folder)
     process = None
-    if state_of(job).state not in {*ALIVE, "done"}:
-        requeue(job)
-        process = spawn(job)
     try:
+        if state_of(job).state not in {*ALIVE, "done"}:
+            requeue(job)
+            process = _start(job, note)
         _watch(job, process, progress)
     except KeyboardInterrupt:
         cancel(job)
@@ -52,6 +57,7 @@ def run_to_end(verb: Verb, request: Request, folder: Path, progress: Progress) -
     finally:
         if process is not None:
             process.wait()
+        settle(job)
     state = state_of(job)
     result = result_of(job)
     if state.state == "done" and result is not None:
@@ -63,11 +69,30 @@ def run_to_end(verb: Verb, request: Request, folder: Path, progress: Progress) -
     )
 
 
+def _start(job: Job, note: Callable[[str], None]) -> Any:
+    """Start a queued job as soon as a device is free; None when a worker was quicker."""
+    settings = read_settings()
+    told = False
+    while state_of(job).state == "queued":
+        slot = take(settings, job.verb)
+        if slot is not None:
+            try:
+                return spawn(job, slot)
+            finally:
+                slot.release()
+        if not told:
+            note("waiting for another job to leave the device ('safeneuron jobs')")
+            told = True
+        time.sleep(POLL)
+    return None
+
+
 def _watch(job: Job, process: Any, progress: Progress) -> None:
     """Hand a job's events on until its process has ended."""
     offset = job.file("events.jsonl").stat().st_size if job.file("events.jsonl").exists() else 0
     while True:
-        over = process.poll() is not None if process else state_of(job).state not in ALIVE
+        unfinished = state_of(job).state in {"queued", *ALIVE}
+        over = process.poll() is not None if process else not unfinished
         found, offset = events(job, offset)
         for event in found:
             if event.get("kind") == "train":

@@ -7,9 +7,11 @@ import streamlit as st
 from analysis.figures import training_figure
 from analysis.requests import Request
 from app.dashboard.components.text import failure, plain
-from app.jobs.folder import ALIVE, Job, Phase, Verb, cancel, events, read_job, state_of
+from app.jobs.events import events
+from app.jobs.folder import ALIVE, Job, Phase, cancel, read_job, state_of
 from app.jobs.progress import how_far, training_steps
 from app.jobs.queue import enqueue, launch
+from app.jobs.verbs import Verb
 from toolkit.errors import SafeNeuronError
 
 Color = Literal["gray", "blue", "orange", "red", "green"]

@@ -1,0 +1,43 @@
+"""``safeneuron serve`` and ``safeneuron worker``."""
+
+from typing import Annotated
+
+import typer
+
+from toolkit.errors import SafeNeuronError
+
+
+def serve(
+    port: Annotated[int, typer.Option()] = 8501,
+    address: Annotated[str, typer.Option(help="0.0.0.0 opens it to the network.")] = "127.0.0.1",
+    with_worker: Annotated[
+        bool, typer.Option("--worker/--no-worker", help="Run queued jobs here too.")
+    ] = True,
+    allow_open: Annotated[
+        bool,
+        typer.Option(
+            "--allow-open",
+            help="Open to the network without sign-in: whoever reaches it can use it.",
+        ),
+    ] = False,
+) -> None:
+    """Start the dashboard and its worker; Ctrl-C stops both."""
+    from app.serve import serve as run
+
+    raise typer.Exit(run(port, address, with_worker, allow_open))
+
+
+def worker(
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether one runs here; for health checks.")
+    ] = False,
+) -> None:
+    """Run queued jobs, without the dashboard."""
+    from app.jobs.process import here
+    from app.jobs.worker import work, workers
+
+    if not check:
+        work()
+        return
+    if not any(sign.host == here() for sign in workers()):
+        raise SafeNeuronError("no worker runs here; 'safeneuron worker' starts one")
