@@ -21,12 +21,15 @@ from app.commands.cache import cache
 from app.commands.capability import capability
 from app.commands.export import export, figure
 from app.commands.identify import identify, scores
+from app.commands.jobs import jobs
 from app.commands.judges import judges
 from app.commands.neuron import neuron
 from app.commands.overlap import overlap
 from app.commands.patch import patch
 from app.commands.redteam import redteam
 from app.commands.rounds import rounds
+from app.commands.serve import serve, worker
+from app.commands.settings import settings
 from toolkit.errors import SafeNeuronError
 from toolkit.train.recipes import OptimiserName, PresetName, RecipeName, Reference
 
@@ -457,35 +460,13 @@ def demo(
         _print_attacks({done.model: done.result})
         terminal.say(f"report: {done.report}")
     if serve_after:
-        serve(port=port, address="127.0.0.1", with_worker=True)
+        serve(port=port)
 
 
-@app.command()
-def serve(
-    port: Annotated[int, typer.Option()] = 8501,
-    address: Annotated[str, typer.Option(help="0.0.0.0 opens it to the network.")] = "127.0.0.1",
-    with_worker: Annotated[
-        bool, typer.Option("--worker/--no-worker", help="Run queued jobs here too.")
-    ] = True,
-    open_to_all: Annotated[
-        bool,
-        typer.Option("--no-sign-in", help="Open it although nobody has to sign in here."),
-    ] = False,
-) -> None:
-    """Start the dashboard and its worker; Ctrl-C stops both."""
-    from app.serve import serve as run
-
-    raise typer.Exit(run(port, address, with_worker, open_to_all))
-
-
-@app.command()
-def worker() -> None:
-    """Run queued jobs, without the dashboard."""
-    from app.jobs.queue import work
-
-    work()
-
-
+app.command()(serve)
+app.command()(worker)
+app.add_typer(jobs, name="jobs")
+app.add_typer(settings, name="settings")
 app.add_typer(cache, name="cache", invoke_without_command=True)
 app.command()(neuron)
 app.command()(patch)

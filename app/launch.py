@@ -6,18 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from analysis.requests import Request
-from app.jobs.folder import (
-    ALIVE,
-    Job,
-    Verb,
-    cancel,
-    create,
-    events,
-    requeue,
-    result_of,
-    state_of,
-)
-from app.jobs.queue import spawn
+from app.jobs.devices import take
+from app.jobs.events import events, result_of
+from app.jobs.folder import ALIVE, Job, cancel, create, requeue, settle, state_of
+from app.jobs.start import spawn
+from app.jobs.verbs import Verb
+from app.settings import read_settings
 from toolkit.errors import SafeNeuronError
 from toolkit.files import require_writable
 from toolkit.progress import Progress
@@ -39,7 +33,8 @@ def run_to_end(
     """Run a job in ``folder``, or attach to the one that runs there.
 
     A job that was stopped goes on; one that is done is not run again. Ctrl-C cancels
-    it, and comes back when it has saved. ``note`` hears what the job says in words.
+    it, and comes back when it has saved. ``note`` hears what the job says in words, and why
+    it waits.
 
     Returns:
         Its ``result.json``.
@@ -51,10 +46,10 @@ def run_to_end(
     require_writable(folder)
     job = create(verb, request, folder)
     process = None
-    if state_of(job).state not in {*ALIVE, "done"}:
-        requeue(job)
-        process = spawn(job)
     try:
+        if state_of(job).state not in {*ALIVE, "done"}:
+            requeue(job)
+            process = _start(job, note)
         _watch(job, process, progress, note)
     except KeyboardInterrupt:
         cancel(job)
@@ -63,6 +58,7 @@ def run_to_end(
     finally:
         if process is not None:
             process.wait()
+        settle(job)
     state = state_of(job)
     result = result_of(job)
     if state.state == "done" and result is not None:
@@ -74,11 +70,30 @@ def run_to_end(
     )
 
 
+def _start(job: Job, note: Callable[[str], None]) -> Any:
+    """Start a queued job as soon as a device is free; None when a worker was quicker."""
+    settings = read_settings()
+    told = False
+    while state_of(job).state == "queued":
+        slot = take(settings, job.verb)
+        if slot is not None:
+            try:
+                return spawn(job, slot)
+            finally:
+                slot.release()
+        if not told:
+            note("waiting for another job to leave the device ('safeneuron jobs')")
+            told = True
+        time.sleep(POLL)
+    return None
+
+
 def _watch(job: Job, process: Any, progress: Progress, note: Callable[[str], None]) -> None:
     """Hand a job's events on until its process has ended."""
     offset = job.file("events.jsonl").stat().st_size if job.file("events.jsonl").exists() else 0
     while True:
-        over = process.poll() is not None if process else state_of(job).state not in ALIVE
+        unfinished = state_of(job).state in {"queued", *ALIVE}
+        over = process.poll() is not None if process else not unfinished
         found, offset = events(job, offset)
         for event in found:
             if event.get("kind") == "train":

@@ -1,5 +1,6 @@
 """Writing that is never half done, and the hashes that name contents."""
 
+import errno
 import hashlib
 import json
 import os
@@ -40,15 +41,13 @@ def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` so that a reader sees the old file or the new one.
 
     Raises:
-        SafeNeuronError: the folder cannot be written.
+        SafeNeuronError: the folder cannot be written, or the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise SafeNeuronError(
-            f"cannot write {path}: {error.strerror}; choose a folder you can write to"
-        ) from error
+        raise _unwritable(path, error) from error
     temporary = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
@@ -60,9 +59,18 @@ def write_atomically(path: Path, text: str) -> None:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _unwritable(path, error) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _unwritable(path: Path, error: OSError) -> SafeNeuronError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = "free some space" if full else "choose a folder you can write to"
+    return SafeNeuronError(f"cannot write {path}: {error.strerror}; {remedy}")
 
 
 def require_writable(path: Path) -> None:

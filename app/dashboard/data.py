@@ -8,7 +8,8 @@ import streamlit as st
 
 from analysis.robustness import AttackResult, read_attack
 from analysis.store import Entry, Store
-from app.jobs.folder import ID, Job, list_jobs, result_of, state_of
+from app.jobs.events import result_of
+from app.jobs.folder import ID, Job, list_jobs, state_of
 from toolkit.errors import SafeNeuronError
 from toolkit.home import home
 from toolkit.masks import MaskFile, read_mask

@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,47 +17,57 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from analysis.requests import (
-    AlignRequest,
-    AttackRequest,
-    IdentifyRequest,
-    Request,
-    RoundsRequest,
-)
+from analysis.requests import Request
+from app.jobs.process import end_marked, here, started
+from app.jobs.verbs import VERBS, Verb, parse_asked, parse_verb
 from toolkit.errors import SafeNeuronError
 from toolkit.files import canonical_json, write_atomically
 from toolkit.home import home
 
-Verb = Literal["identify", "attack", "align", "rounds"]
 Phase = Literal["queued", "running", "cancelling", "cancelled", "failed", "lost", "done"]
-REQUESTS: dict[str, type[Request]] = {
-    "identify": IdentifyRequest,
-    "attack": AttackRequest,
-    "align": AlignRequest,
-    "rounds": RoundsRequest,
-}
 UNFINISHED: frozenset[Phase] = frozenset({"queued", "running", "cancelling", "lost"})
 ALIVE: frozenset[Phase] = frozenset({"running", "cancelling"})
-ID = re.compile(r"[0-9]{8}-[0-9]{6}-(identify|attack|align|rounds)-[0-9a-f]{6}")
+STOPPED: frozenset[Phase] = frozenset({"cancelled", "failed", "lost"})
+ID = re.compile(rf"[0-9]{{8}}-[0-9]{{6}}-({'|'.join(VERBS)})-[0-9a-f]{{6}}")
 # Another machine's process cannot be asked for; its heartbeat comes every few seconds.
 SILENCE = 60.0
+WATCH = 7.0  # seconds that a silent job is looked at before it is called lost
+LARGEST = 1 << 20  # bytes of a job.json; ours have a few hundred
+
+_seen: dict[Path, tuple[int, float]] = {}
 
 
 class State(BaseModel):
-    """``state.json``: how a job stands."""
+    """``state.json``: how a job stands.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Args:
+        state: one of seven.
+        host: where its process is, as :func:`app.jobs.process.here` names places.
+        pid, started: its process there.
+        heartbeat: the clock's time when it last gave a sign of life.
+        beats: how many signs of life it gave; unlike the clock, it only grows.
+        kill: it is to end without saving.
+        error: why it failed, in one line.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     state: Phase = "queued"
     host: str | None = None
-    pid: int | None = None
-    process_started: float | None = None
+    # Neither init nor, as a signal's target, "every process" and "my group".
+    pid: int | None = Field(default=None, gt=1)
+    started: str | None = None
     heartbeat: float | None = None
+    beats: int = 0
+    kill: bool = False
     error: str | None = None
+
+    def silent(self) -> bool:
+        """Whether no sign of life came lately, by a clock that may have been set."""
+        return abs(time.time() - (self.heartbeat or 0.0)) >= SILENCE
 
 
 @dataclass(frozen=True)
@@ -141,47 +150,72 @@ def read_folder(folder: Path) -> Job:
     """Read the job in a folder.
 
     Raises:
-        SafeNeuronError: there is none.
+        SafeNeuronError: there is none, or what it says was asked for is no good.
     """
+    path = folder / "job.json"
     try:
-        data = json.loads((folder / "job.json").read_text("utf-8"))
-        if data["verb"] not in REQUESTS or not ID.fullmatch(data["id"]):
-            raise SafeNeuronError(f"{folder}: job.json names no known job")
-        return Job(
-            id=data["id"],
-            verb=data["verb"],
-            request=dict(data["request"]),
-            folder=folder,
-            created=datetime.fromisoformat(data["created"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if path.stat().st_size > LARGEST:
+            raise SafeNeuronError(f"{path} is too large for a job; delete {folder}")
+        data = json.loads(path.read_text("utf-8"))
+        name, asked = data["id"], data["request"]
+        created = datetime.fromisoformat(data["created"])
+        verb = parse_verb(data["verb"])
+        if not ID.fullmatch(name) or name.split("-")[2] != verb or created.tzinfo is None:
+            raise SafeNeuronError("the id, the verb and the time do not fit")
+        return Job(name, verb, parse_asked(verb, asked), folder, created)
+    except SafeNeuronError as error:
+        raise SafeNeuronError(f"{path}: {error}") from error
+    except OSError as error:
         raise SafeNeuronError(f"no job in {folder}: 'safeneuron serve' makes them") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SafeNeuronError(
+            f"{path} is no job's; it was edited, so start the job anew"
+        ) from error
 
 
 def read_job(name: str) -> Job:
     """Read a job by its id.
 
     Raises:
-        SafeNeuronError: it is no id, or there is no such job.
+        SafeNeuronError: it is no id, there is no such job, or its folder is another's.
     """
     if not ID.fullmatch(name):
-        raise SafeNeuronError(f"{name[:60]!r} is no job id; the Runs page lists them")
+        raise SafeNeuronError(f"{name[:60]!r} is no job id; the Jobs page lists them")
     if not (runs() / name / "job.json").is_file():
-        raise SafeNeuronError(f"no job {name}; the Runs page lists them")
-    return read_folder(runs() / name)
+        raise SafeNeuronError(f"no job {name}; the Jobs page lists them")
+    job = read_folder(runs() / name)
+    if job.id != name:
+        raise SafeNeuronError(f"{runs() / name} holds {job.id}; it was edited, so delete it")
+    return job
+
+
+def names() -> list[str]:
+    """The ids of all job folders, readable or not."""
+    found = [path.name for path in runs().iterdir()] if runs().is_dir() else []
+    return sorted(filter(ID.fullmatch, found))
 
 
 def list_jobs() -> list[Job]:
     """Every readable job, newest first."""
     found = []
-    names = [path.name for path in runs().iterdir()] if runs().is_dir() else []
-    for name in filter(ID.fullmatch, names):
+    for name in names():
         try:
-            found.append(read_folder(runs() / name))
+            found.append(read_job(name))
         except SafeNeuronError:
-            continue  # its folder was moved or deleted
+            continue  # moved, deleted or edited: `broken_jobs` says which
     # Ids count seconds; two jobs may be of the same one.
     return sorted(found, key=lambda job: job.created, reverse=True)
+
+
+def broken_jobs() -> list[str]:
+    """One line for each job folder that cannot be read."""
+    lines = []
+    for name in names():
+        try:
+            read_job(name)
+        except SafeNeuronError as error:
+            lines.append(" ".join(str(error).split()))
+    return lines
 
 
 def state_of(job: Job) -> State:
@@ -194,23 +228,24 @@ def state_of(job: Job) -> State:
         state = State.model_validate_json(job.file("state.json").read_text("utf-8"))
     except (OSError, ValidationError):
         return State(state="lost", error="state.json cannot be read")
-    if state.state in ALIVE and not _is_alive(state):
+    if state.state in ALIVE and not _is_alive(job.folder, state):
         gone: Phase = "lost" if state.state == "running" else "cancelled"
         return state.model_copy(update={"state": gone})
     return state
 
 
-def _is_alive(state: State) -> bool:
-    if state.host != socket.gethostname():
-        return time.time() - (state.heartbeat or 0.0) < SILENCE
-    try:
-        process = psutil.Process(state.pid)
-        started = process.create_time()
-    except psutil.NoSuchProcess:
-        return False
-    # A pid is used again; together with its start time it is one process.
-    same = abs(started - (state.process_started or 0.0)) < 1.0
-    return same and process.status() != psutil.STATUS_ZOMBIE
+def _is_alive(folder: Path, state: State) -> bool:
+    if state.host == here():
+        return state.pid is not None and started(state.pid) == state.started
+    if not state.silent():
+        return True
+    # It may be that a clock was set: what counts is whether it gives a sign while we look.
+    now = time.monotonic()
+    beats, since = _seen.get(folder, (-1, now))
+    if beats != state.beats:
+        _seen[folder] = (state.beats, now)
+        return True
+    return now - since < WATCH
 
 
 def change_state(job: Job, change: Callable[[State], State | None]) -> State:
@@ -226,10 +261,26 @@ def change_state(job: Job, change: Callable[[State], State | None]) -> State:
     return new or state
 
 
+def settle(job: Job) -> State:
+    """Write down that a job was lost, and end what is left of its processes."""
+    state = state_of(job)
+    if state.state in {"lost", "cancelled"} and state.pid is not None:
+        # No pid: nobody looks for its process again.
+        state = change_state(
+            job,
+            lambda old: (
+                old.model_copy(update={"pid": None}) if old.state in {"lost", "cancelled"} else None
+            ),
+        )
+        if state.state == "lost":
+            end_marked(job.folder)
+    return state
+
+
 def requeue(job: Job) -> State:
     """Put a job that was cancelled, failed or lost back into the queue's hands."""
-    stopped = {"cancelled", "failed", "lost"}
-    return change_state(job, lambda old: State() if old.state in stopped else None)
+    settle(job)
+    return change_state(job, lambda old: State() if old.state in STOPPED else None)
 
 
 def cancel(job: Job) -> State:
@@ -237,72 +288,29 @@ def cancel(job: Job) -> State:
 
     Asked a second time while it is stopping, its processes are killed.
     """
-    before = state_of(job)
 
     def mark(old: State) -> State | None:
         if old.state in {"queued", "lost"}:
             return old.model_copy(update={"state": "cancelled", "error": None})
-        return old.model_copy(update={"state": "cancelling"}) if old.state == "running" else None
+        if old.state in ALIVE:
+            again = old.state == "cancelling"
+            return old.model_copy(update={"state": "cancelling", "kill": again})
+        return None
 
     after = change_state(job, mark)
-    if after.state == "cancelling":
-        again = before.state == "cancelling"
-        signal_group(after, signal.SIGKILL if again else signal.SIGTERM)
+    if after.state != "cancelling" or after.host != here() or after.pid is None:
+        return after  # a process elsewhere reads its orders with its next heartbeat
+    if after.kill:
+        end_marked(job.folder)
+        return state_of(job)
+    signal_process(after, signal.SIGTERM)
     return after
 
 
-def signal_group(state: State, number: signal.Signals) -> None:
-    """Send a signal to a job's process group, if it runs on this machine."""
-    if state.pid is None or state.host != socket.gethostname() or not _is_alive(state):
-        return
-    try:
-        if os.getpgid(state.pid) == state.pid:
-            os.killpg(state.pid, number)
-        else:
-            os.kill(state.pid, number)
-    except ProcessLookupError:
-        return  # it ended meanwhile
-
-
-def append_event(job: Job, event: dict[str, Any]) -> None:
-    """Append one event with its time; a torn line before it is closed first."""
-    line = canonical_json({"time": round(time.time(), 3)} | event) + "\n"
-    with job.file("events.jsonl").open("ab+") as stream:
-        if stream.tell():
-            stream.seek(-1, os.SEEK_END)
-            if stream.read(1) != b"\n":
-                line = "\n" + line
-        stream.write(line.encode())
-
-
-def events(job: Job, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """The events from a byte offset on, and the offset to go on from.
-
-    A last line still being written is left for the next call; one torn by a kill is
-    passed over.
-    """
-    try:
-        with job.file("events.jsonl").open("rb") as stream:
-            stream.seek(offset)
-            data = stream.read()
-    except FileNotFoundError:
-        return [], offset
-    whole = data[: data.rfind(b"\n") + 1]
-    found = []
-    for line in whole.splitlines():
+def signal_process(state: State, number: signal.Signals) -> None:
+    """Signal a job's own process, if it runs here and is still that process."""
+    if state.host == here() and state.pid is not None and started(state.pid) == state.started:
         try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict):
-            found.append(event)
-    return found, offset + len(whole)
-
-
-def result_of(job: Job) -> dict[str, Any] | None:
-    """What a finished job made, or None."""
-    try:
-        value = json.loads(job.file("result.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
+            os.kill(state.pid, number)
+        except ProcessLookupError:
+            return  # it ended meanwhile

@@ -55,7 +55,8 @@ def how_far(events: Sequence[dict[str, Any]]) -> HowFar | None:
             continue
         stage = "train" if kind == "train" else str(event["stage"])
         done = int(event["step"] if kind == "train" else event["done"])
-        time = float(event["time"])
+        # Even where the time of day is set; it says nothing across starts, nor is it asked to.
+        time = float(event.get("clock", event["time"]))
         if first is None or now is None or now[0] != stage:
             first = (time, done)
         now = (stage, done, int(event["total"]), time)

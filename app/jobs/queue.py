@@ -1,137 +1,139 @@
-"""The queue: jobs wait in a SQLite file, and a worker runs one at a time.
+"""The queue: jobs wait in huey, in a SQLite file or by URL in Redis or Postgres.
 
-A huey task cannot be stopped and would share the worker's memory, so a task only
-starts the job's own process, in a group of its own, and waits for it.
+The job's folder is the truth and the queue only carries its id; what the queue loses, the
+worker finds again in the folders.
 """
 
-import logging
-import os
-import signal
-import subprocess
-import sys
-import threading
+import json
+import sqlite3
 from functools import lru_cache
-from pathlib import Path
+from importlib import import_module
 from typing import Any
 
-from filelock import FileLock, Timeout
-from huey import SqliteHuey
+from huey import PostgresHuey, RedisHuey, SqliteHuey
+from huey.exceptions import HueyException
+from huey.registry import Message
+from huey.serializer import Serializer
 
 from analysis.requests import Request
-from app.jobs.folder import (
-    ALIVE,
-    Job,
-    State,
-    Verb,
-    change_state,
-    create,
-    list_jobs,
-    read_folder,
-    requeue,
-    state_of,
-)
-from app.jobs.run import ALREADY_RUNNING
+from app.jobs.folder import ALIVE, Job, create, requeue, state_of
+from app.jobs.verbs import Verb
+from app.settings import read_settings
 from toolkit.errors import SafeNeuronError
+from toolkit.files import sha256_text
 from toolkit.home import home
 
-GRACE = 100.0  # seconds that a job has for saving when the worker stops
-IDLE = 0.5  # seconds between looks at an empty queue
 
-_stopping = threading.Event()
+class JsonSerializer(Serializer):  # type: ignore[misc]
+    """Tasks as JSON: with huey's pickles, whoever can write to the queue could run code."""
 
+    def _serialize(self, data: Any) -> bytes:
+        return json.dumps(list(data)).encode()
 
-@lru_cache(maxsize=4)
-def _queue(path: Path) -> tuple[Any, Any]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    huey = SqliteHuey("safeneuron", filename=str(path), results=False)
-    return huey, huey.task(name="run_folder")(run_folder)
+    def _deserialize(self, data: bytes) -> Any:
+        return Message(*json.loads(data))
 
 
-def queue() -> Any:
-    """The queue under ``SAFENEURON_HOME``, made when it is missing."""
-    return _queue(home() / "queue.db")[0]
+def _errors() -> tuple[type[Exception], ...]:
+    """What the queues' libraries raise when a queue cannot be reached."""
+    found: list[type[Exception]] = [sqlite3.Error, OSError, ValueError, HueyException]
+    for module, name in (("redis.exceptions", "RedisError"), ("psycopg", "Error")):
+        try:
+            found.append(getattr(import_module(module), name))
+        except ImportError:
+            continue  # that queue cannot be in use
+    return tuple(found)
+
+
+QUEUE_ERRORS = _errors()
+
+
+def queue_url() -> str:
+    """Where jobs wait."""
+    return read_settings().queue or f"sqlite:///{home().absolute() / 'queue.db'}"
+
+
+@lru_cache(maxsize=8)
+def _queue(url: str, name: str) -> tuple[Any, Any]:
+    kind = url.partition(":")[0]
+    shared = {"results": False, "serializer": JsonSerializer()}
+    if kind == "sqlite":
+        huey = SqliteHuey(name, filename=url.removeprefix("sqlite:///"), **shared)
+    elif kind in {"redis", "rediss"}:
+        huey = RedisHuey(name, url=url, **shared)
+    else:
+        huey = PostgresHuey(name, dsn=url, **shared)
+    return huey, huey.task()(run_job)
+
+
+def queue() -> tuple[Any, Any]:
+    """The huey queue of this home, made when it is missing, and what puts a job's id into it.
+
+    Raises:
+        SafeNeuronError: it cannot be reached.
+    """
+    url = queue_url()
+    # Several homes may share a server.
+    name = f"safeneuron-{sha256_text(str(home().absolute()))[:8]}"
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+        return _queue(url, name)
+    except QUEUE_ERRORS as error:
+        raise unreachable(error) from error
+
+
+def unreachable(error: Exception) -> SafeNeuronError:
+    """The one line for a queue that does not answer; its password, if any, is left out."""
+    _queue.cache_clear()  # connect anew next time
+    place = queue_url()
+    scheme, _, rest = place.partition("://")
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return SafeNeuronError(
+        f"the queue {scheme}://{rest.rpartition('@')[2]} cannot be used ({reason}); jobs are kept "
+        "and wait until it can"
+    )
+
+
+def run_job(name: str) -> None:
+    """The queue's one task: run the job of that id; only a worker comes here."""
+    from app.jobs.worker import run
+
+    run(name)
+
+
+def waiting() -> set[str]:
+    """The ids of the jobs that wait in the queue.
+
+    Raises:
+        SafeNeuronError: it cannot be reached.
+    """
+    try:
+        return {str(task.args[0]) for task in queue()[0].pending() if task.args}
+    except QUEUE_ERRORS as error:
+        raise unreachable(error) from error
 
 
 def enqueue(job: Job) -> None:
-    """Let the next free worker run a job; one that was stopped goes on."""
+    """Let the next free worker run a job; one that was stopped goes on.
+
+    Raises:
+        SafeNeuronError: the queue cannot be reached; the job waits until it can.
+    """
     requeue(job)
-    _queue(home() / "queue.db")[1](str(job.folder))
+    _, put = queue()
+    try:
+        put(job.id)
+    except QUEUE_ERRORS as error:
+        raise unreachable(error) from error
 
 
 def launch(verb: Verb, request: Request) -> Job:
-    """Create a job and enqueue it, unless it waits or runs already."""
+    """Create a job and enqueue it, unless it waits or runs already.
+
+    Raises:
+        SafeNeuronError: it cannot be written, or the queue cannot be reached.
+    """
     job = create(verb, request)
     if state_of(job).state not in ALIVE:
         enqueue(job)
     return job
-
-
-def spawn(job: Job) -> "subprocess.Popen[bytes]":
-    """Start a job's process in a session of its own."""
-    command = [sys.executable, "-m", "app.jobs.run", str(job.folder)]
-    return subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
-
-
-def run_folder(folder: str) -> None:
-    """The task: start the job's process and wait for it.
-
-    A worker that is told to stop has the job save, and leaves it queued for the next.
-    """
-    job = read_folder(Path(folder))
-    if state_of(job).state != "queued":
-        return  # cancelled meanwhile, or enqueued twice
-    process = spawn(job)
-    while process.poll() is None:
-        if not _stopping.wait(IDLE):
-            continue
-        # Not one that a user is cancelling; "queued" while its process is still starting.
-        wanted = state_of(job).state in {"queued", "running"}
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        if wanted and state_of(job).state in {"queued", "cancelled", "lost"}:
-            enqueue(job)
-        return
-    if process.returncode not in {0, ALREADY_RUNNING}:
-        change_state(job, _never_began)
-
-
-def _never_began(old: State) -> State | None:
-    """Failed, if the process died before it could say anything of itself."""
-    if old.state != "queued":
-        return None
-    return old.model_copy(
-        update={"state": "failed", "error": "the job's process did not start; see the worker's log"}
-    )
-
-
-def work() -> None:
-    """Run queued jobs, one at a time, until SIGTERM or SIGINT.
-
-    Raises:
-        SafeNeuronError: another worker runs on this home.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    _stopping.clear()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: _stopping.set())
-    huey = queue()
-    lock = FileLock(home() / "worker.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise SafeNeuronError(
-            f"another worker runs jobs under {home()}; stop it first, or serve with --no-worker"
-        ) from error
-    with lock:
-        while not _stopping.is_set():
-            # A job started from the command line is waited for: two at once starve both.
-            busy = any(state_of(job).state in ALIVE for job in list_jobs())
-            task = None if busy else huey.dequeue()
-            if task is None:
-                _stopping.wait(IDLE)
-            else:
-                huey.execute(task)

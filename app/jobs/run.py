@@ -1,13 +1,14 @@
-"""The process of one job: ``python -m app.jobs.run FOLDER``.
+"""The process of one job: ``python -m app.jobs.run FOLDER [HOME]``.
 
 It may be killed at any moment and started again: what was finished is in the store or
-in the job's folder, and ``state.json`` says how it stands.
+in the job's folder, and ``state.json`` says how it stands. Where a launcher starts several
+such processes, the first one speaks for all and the others only work.
 """
 
+import errno
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -15,7 +16,6 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import psutil
 from filelock import FileLock, Timeout
 
 from analysis.requests import (
@@ -25,11 +25,16 @@ from analysis.requests import (
     RoundsRequest,
     parse_request,
 )
-from app.jobs.folder import Job, Phase, State, append_event, change_state, read_folder, state_of
+from app.jobs.events import append_event
+from app.jobs.folder import ALIVE, Job, Phase, State, change_state, read_folder, state_of
+from app.jobs.process import MARK, end_marked, here, started
 from toolkit.errors import SafeNeuronError
 from toolkit.files import write_atomically
 
 HEARTBEAT = 2.0  # seconds
+HANDOVER = 30.0  # seconds that an earlier process of a stopped job has for ending
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+RESERVE = 64 << 10  # bytes kept to give free when the disk is full, for the last words
 ALREADY_RUNNING = 3  # exit code of a second process on a live folder
 
 
@@ -73,38 +78,68 @@ class Running:
 
     def begin(self) -> None:
         """Become the job's process: state, signal handler, heartbeat."""
-        me = psutil.Process()
         running = State(
             state="running",
-            host=socket.gethostname(),
-            pid=me.pid,
-            process_started=me.create_time(),
+            host=here(),
+            pid=os.getpid(),
+            started=started(os.getpid()),
             heartbeat=time.time(),
         )
         signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
         signal.signal(signal.SIGINT, lambda *_: self._stop.set())
+        self.job.file(".reserve").write_bytes(bytes(RESERVE))
         # Cancelled between being picked up and here: then there is nothing to begin.
         state = change_state(self.job, lambda old: None if old.state == "cancelled" else running)
         if state.state == "cancelled":
             raise Cancelled
         self.event({"kind": "start"})
-        threading.Thread(target=self._beat, daemon=True).start()
+        threading.Thread(target=self._beat, args=(running,), daemon=True).start()
 
-    def _beat(self) -> None:
+    def _beat(self, me: State) -> None:
+        beats = 0
         while not self._over.wait(HEARTBEAT):
-            state = change_state(
-                self.job, lambda old: old.model_copy(update={"heartbeat": time.time()})
-            )
-            # A worker on another machine cannot be signalled: it reads its orders here.
-            if state.state == "cancelling":
+            beats += 1
+            sign = {"heartbeat": time.time(), "beats": beats}
+
+            def alive(old: State, sign: dict[str, Any] = sign) -> State | None:
+                if old.state in {"lost", "queued"}:
+                    # Taken for lost where a clock was wrong: it is not.
+                    return me.model_copy(update=sign)
+                return old.model_copy(update=sign) if old.state in ALIVE else None
+
+            try:
+                state = change_state(self.job, alive)
+            except (OSError, SafeNeuronError):
+                continue  # a full disk now may have room at the next beat
+            # A worker on another machine cannot signal us: we read its orders here.
+            if state.state in {"cancelling", "cancelled"}:
                 self._stop.set()
+            if state.kill:
+                end_marked(self.job.folder)
+                os._exit(128 + signal.SIGKILL)
 
     def end(self, phase: Phase, error: str | None = None) -> None:
         """Write the last state."""
         self._over.set()
+        self.job.file(".reserve").unlink(missing_ok=True)
         change = {"state": phase, "error": error}
         change_state(self.job, lambda old: old.model_copy(update=change))
         self.event({"kind": "end", "state": phase})
+
+
+class Helping(Running):
+    """One of several processes of a job, not the first: it works and says nothing."""
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Leave it to the first process."""
+
+    def begin(self) -> None:
+        """Wait for the first process's word to stop."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stop.set())
+
+    def end(self, phase: Phase, error: str | None = None) -> None:
+        """Leave the last state to the first process."""
 
 
 def work(running: Running) -> dict[str, Any] | None:
@@ -147,42 +182,67 @@ def work(running: Running) -> dict[str, Any] | None:
 
 def run(job: Job) -> Phase:
     """Run a job to its end in this process, and say how it ended."""
-    running = Running(job)
+    first = os.environ.get("RANK", "0") == "0"
+    running = Running(job) if first else Helping(job)
     try:
         running.begin()
         result = work(running)
         if result is None:
             running.end("cancelled")
             return "cancelled"
-        write_atomically(job.file("result.json"), json.dumps(result, indent=1, default=str) + "\n")
+        if first:
+            text = json.dumps(result, indent=1, default=str) + "\n"
+            write_atomically(job.file("result.json"), text)
         running.end("done")
         return "done"
     except Cancelled:
         running.end("cancelled")
         return "cancelled"
     except SafeNeuronError as error:
-        running.end("failed", " ".join(str(error).split()))
+        said = FULL if _is_full(error) else " ".join(str(error).split())
+        running.end("failed", said)
         return "failed"
     except BaseException as error:
+        if _is_full(error):
+            # By now the work's own files are closed, and those half written deleted.
+            running.end("failed", FULL)
+            return "failed"
         traceback.print_exc()
         running.end("failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
         raise
 
 
+_held: list[Any] = []  # locks that last as long as this process
+FULL = "the disk is full; free some space, then go on: what was saved is kept"
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether an error comes of a full disk, or of one that was being handled then."""
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in NO_SPACE
+        # Libraries in Rust and C++ have words for it only.
+        if full or "No space left on device" in str(error) or "os error 28" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def main() -> None:
     """Run the job of the folder named on the command line; exit code 0 when it is done."""
-    job = read_folder(Path(sys.argv[1]).absolute())
-    lock = FileLock(job.file(".run.lock"))
+    folder = Path(sys.argv[1]).absolute()
+    if len(sys.argv) > 2:
+        # Not every launcher hands the environment on.
+        os.environ["SAFENEURON_HOME"] = sys.argv[2]
+    os.environ[MARK] = str(folder.resolve())
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        sys.stderr.write(f"safeneuron: {job.id} is running already\n")
-        sys.exit(ALREADY_RUNNING)
+        job = read_folder(folder)
+    except SafeNeuronError as error:
+        sys.stderr.write(f"safeneuron: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+    if os.environ.get("RANK", "0") == "0":
+        _alone(job)
     if state_of(job).state == "done":
         sys.exit(0)
-    # Our own group, so that a cancel reaches every process of the job and no other.
-    if os.getpgid(0) != os.getpid():
-        os.setpgid(0, 0)
     log = os.open(job.file("log.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -191,6 +251,22 @@ def main() -> None:
     keep_freed_memory()
     codes: dict[Phase, int] = {"done": 0, "cancelled": 4}
     sys.exit(codes.get(run(job), 2))
+
+
+def _alone(job: Job) -> None:
+    """Hold the job, or leave it to the process that does."""
+    lock = FileLock(job.file(".run.lock"))
+    end = time.monotonic() + HANDOVER
+    while True:
+        try:
+            lock.acquire(timeout=0.5)
+            _held.append(lock)
+            return
+        except Timeout:
+            # One that has said its last word is about to end.
+            if state_of(job).state in ALIVE or time.monotonic() > end:
+                sys.stderr.write(f"safeneuron: {job.id} is running already\n")
+                sys.exit(ALREADY_RUNNING)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ from analysis.requests import Request
 from app.dashboard.components.chart import chart
 from app.dashboard.components.text import failure, plain
 from app.dashboard.inside import require_inside
-from app.jobs.folder import ALIVE, Job, Phase, Verb, cancel, events, read_job, state_of
+from app.jobs.events import events
+from app.jobs.folder import ALIVE, Job, Phase, cancel, read_job, state_of
 from app.jobs.progress import held_out_looks, how_far, training_steps
 from app.jobs.queue import enqueue, launch
+from app.jobs.verbs import Verb
 from toolkit.errors import SafeNeuronError
 
 Color = Literal["gray", "blue", "orange", "red", "green"]

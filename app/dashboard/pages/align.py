@@ -13,7 +13,8 @@ from app.dashboard.components.choose import choose_one, from_choices
 from app.dashboard.components.gate import admit
 from app.dashboard.components.job import asked_job, job_panel, launch_from_page
 from app.dashboard.components.text import failure, heading, plain
-from app.jobs.folder import Job, list_jobs, result_of, state_of
+from app.jobs.events import result_of
+from app.jobs.folder import Job, list_jobs, state_of
 from toolkit.errors import SafeNeuronError
 from toolkit.train.recipes import RECIPES, RecipeName
 

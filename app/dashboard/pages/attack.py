@@ -10,7 +10,7 @@ from app.dashboard.components.choose import choose_many
 from app.dashboard.components.gate import admit
 from app.dashboard.components.job import asked_job, job_panel
 from app.dashboard.components.text import failure, heading, nothing_yet, plain
-from app.jobs.folder import result_of
+from app.jobs.events import result_of
 from toolkit.errors import SafeNeuronError
 
 

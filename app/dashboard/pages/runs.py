@@ -10,7 +10,8 @@ from app.dashboard.components.choose import choose_one
 from app.dashboard.components.gate import admit
 from app.dashboard.components.job import job_panel
 from app.dashboard.components.text import heading, plain
-from app.jobs.folder import ALIVE, Job, events, list_jobs, state_of
+from app.jobs.events import events
+from app.jobs.folder import ALIVE, Job, list_jobs, state_of
 from app.jobs.progress import how_far
 
 PAGES = {
