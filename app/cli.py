@@ -75,7 +75,7 @@ def attack(
         typer.Option(help="A .csv such as XSTest's, whose safe prompts are answered too."),
     ] = None,
     full: Annotated[
-        bool, typer.Option("--full", help="All 313 StrongREJECT and 200 harmless prompts.")
+        bool, typer.Option("--full", help="Attack all 313 StrongREJECT prompts.")
     ] = False,
     find_harmful: Annotated[
         str, typer.Option(help="Prompts that settings identify on.")
@@ -135,7 +135,7 @@ def attack(
     if output is not None:
         require_writable(output)
     if full:
-        values |= {"harmful": "strongreject", "harmless": "harmless-heldout"}
+        values["harmful"] = "strongreject"
     if settings is not None:
         named = [name.strip().upper() for name in settings.split(",")]
         values["settings"] = list(ALL_SETTINGS) if named == ["ALL"] else named

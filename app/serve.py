@@ -17,8 +17,7 @@ from toolkit.masks import LARGEST_MASK
 
 MAIN = Path(__file__).parent / "dashboard" / "main.py"
 GRACE = 110.0  # seconds; the worker's job saves meanwhile
-# Not -m: as __main__ its task would have another name than the one pages enqueue.
-WORKER = "from app.jobs.queue import work; work()"
+WORKER = "from app.jobs.worker import work; work()"
 # Has Linux send SIGTERM (15) when the one that serves is killed; 1 is PR_SET_PDEATHSIG.
 DIE_WITH_PARENT = (
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"

@@ -1,12 +1,11 @@
 """Who may look: sign-in by OIDC where it is configured, else this machine alone.
 
 The configuration is Streamlit's own: a ``secrets.toml`` whose ``[auth]`` part names the
-provider. ``SAFENEURON_SIGN_IN`` says where it is, and ``SAFENEURON_ALLOWED`` whom it lets
-in: addresses, or ``@domain``, separated by commas; everybody the provider knows when empty.
+provider. The setting ``sign_in`` says where it is, and ``allowed`` whom it lets in: addresses,
+or ``@domain``; everybody the provider knows when empty.
 """
 
 import ipaddress
-import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from app.settings import read_settings
 from toolkit.errors import SafeNeuronError
 
 FIELDS = ("redirect_uri", "cookie_secret", "client_id", "client_secret", "server_metadata_url")
@@ -47,13 +47,11 @@ class SignIn:
 
 def configured() -> SignIn | None:
     """The sign-in of this installation; None when it is off."""
-    named = os.environ.get("SAFENEURON_SIGN_IN")
-    if not named:
+    settings = read_settings()
+    if settings.sign_in is None:
         return None
-    allowed = os.environ.get("SAFENEURON_ALLOWED", "").lower().split(",")
-    return SignIn(
-        Path(named).expanduser().absolute(), tuple(part.strip() for part in allowed if part.strip())
-    )
+    allowed = tuple(part.strip().lower() for part in settings.allowed if part.strip())
+    return SignIn(settings.sign_in.expanduser().absolute(), allowed)
 
 
 def check(sign_in: SignIn) -> None:
@@ -67,7 +65,7 @@ def check(sign_in: SignIn) -> None:
     try:
         auth = tomllib.loads(path.read_text("utf-8")).get("auth")
     except (OSError, UnicodeDecodeError) as error:
-        raise SafeNeuronError(f"cannot read {path}, which SAFENEURON_SIGN_IN names") from error
+        raise SafeNeuronError(f"cannot read {path}, which the setting sign_in names") from error
     except tomllib.TOMLDecodeError as error:
         raise SafeNeuronError(f"{path} is not TOML: {error}") from error
     if not isinstance(auth, dict):
@@ -117,7 +115,7 @@ def guard(address: str, open_to_all: bool = False) -> dict[str, str]:
     if not is_local(address) and not open_to_all:
         raise SafeNeuronError(
             f"{address} is reachable from other machines and sign-in is off: set "
-            "SAFENEURON_SIGN_IN to a secrets.toml, or pass --no-sign-in where something in front "
+            "the setting sign_in to a secrets.toml, or pass --no-sign-in where something in front "
             "asks who one is"
         )
     return {}

@@ -5,13 +5,13 @@ A page is used by people who may not read this machine's files. What they type i
 there is anything at it, unless it lies where pages may read.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from analysis.requests import Request
 from app.dashboard.data import aligned, mask_choices, model_choices
 from app.jobs.folder import list_jobs
+from app.settings import read_settings
 from toolkit.errors import SafeNeuronError
 from toolkit.home import home
 from toolkit.models.sources import EMBEDDED
@@ -19,18 +19,19 @@ from toolkit.prompts import KNOWN, slice_of
 from toolkit.train.tables import KINDS, kind_of
 
 # Fields of requests by what they name; others name nothing on a disk.
-MODELS = ("model", "target")
-PROMPTS = ("harmful", "harmless", "find_harmful", "find_harmless", "topics", "over_refusal")
-PROMPTS += ("held_harmful", "held_harmless", "attacked", "attacked_harmless")
+MODELS = ("model", "target", "base", "rejected_from")
+PROMPTS = (
+    *("harmful", "harmless", "find_harmful", "find_harmless", "topics", "over_refusal"),
+    *("held_harmful", "held_harmless", "attacked", "attacked_harmless", "leave_out", "utility"),
+)
 PAIRS = ("safety", "general")
 JUDGES = ("harm_judge",)
 LONGEST = 1000  # letters of a name
 
 
 def folders() -> list[Path]:
-    """Where pages may read: the store, and the folders of ``SAFENEURON_FOLDERS``."""
-    opened = os.environ.get("SAFENEURON_FOLDERS", "").split(os.pathsep)
-    return [home().resolve(), *(Path(part).expanduser().resolve() for part in opened if part)]
+    """Where pages may read: the store, and the folders of the setting ``folders``."""
+    return [home().resolve(), *(part.expanduser().resolve() for part in read_settings().folders)]
 
 
 def is_inside(path: Path) -> bool:
@@ -51,7 +52,7 @@ def require_inside(request: Request) -> None:
     for field, value in _outside(request):
         raise SafeNeuronError(
             f"{field.replace('_', '-')} {value[:60]!r} lies outside what pages may read: use the "
-            "command line, or serve with SAFENEURON_FOLDERS set to its folder"
+            "command line, or name its folder in 'safeneuron settings set folders'"
         )
 
 

@@ -45,6 +45,8 @@ IDLE = 0.5  # seconds between looks at a process or an empty queue
 SWEEP = 3.0  # seconds between looks at all jobs
 STALE = 30.0  # seconds after which a worker that gave no sign is taken for gone
 
+TROUBLE: tuple[type[Exception], ...] = (SafeNeuronError, *QUEUE_ERRORS)
+
 _stopping = threading.Event()
 _mine: set[str] = set()
 _guard = threading.Lock()
@@ -239,6 +241,6 @@ def _look_around() -> None:
     try:
         _sign()
         sweep()
-    except (SafeNeuronError, *QUEUE_ERRORS) as error:
+    except TROUBLE as error:
         # A full disk or a queue that is away: the jobs that run go on, and it may come back.
         log.warning("%s", " ".join(str(error).split()))

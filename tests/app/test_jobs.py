@@ -1,5 +1,6 @@
 """Jobs as real processes: their states, their events, and what a kill leaves behind."""
 
+import functools
 import json
 import os
 import signal
@@ -18,10 +19,15 @@ import pytest
 from analysis.requests import AlignRequest, AttackRequest, IdentifyRequest
 from analysis.robustness import read_attack
 from app.jobs import folder as jobs
-from app.jobs import queue
-from app.jobs.folder import Job, append_event, cancel, create, events, list_jobs, read_job, state_of
+from app.jobs import queue, worker
+from app.jobs.devices import take
+from app.jobs.events import append_event, events, result_of
+from app.jobs.folder import Job, State, cancel, create, list_jobs, read_job, state_of
+from app.jobs.process import here
+from app.jobs.start import spawn as spawn_real
 from app.launch import run_to_end
 from app.serve import serve
+from app.settings import Settings
 from tests.tiny import HARMFUL, HARMLESS
 from toolkit.errors import SafeNeuronError
 from toolkit.masks import read_mask
@@ -124,7 +130,7 @@ def test_a_job_runs_to_its_end() -> None:
     job = create("identify", fake())
     assert spawn(job).wait(60) == 0
     assert state_of(job).state == "done"
-    assert jobs.result_of(job) == {"counted": 4}
+    assert result_of(job) == {"counted": 4}
     stages = [event for event in events(job)[0] if event["kind"] == "stage"]
     assert (stages[0]["done"], stages[-1]["done"]) == (0, 4)
 
@@ -151,7 +157,7 @@ def test_cancel_stops_a_running_job() -> None:
     assert cancel(job).state == "cancelling"
     process.wait(30)
     assert state_of(job).state == "cancelled"
-    assert jobs.result_of(job) is None
+    assert result_of(job) is None
 
 
 def test_a_killed_job_is_lost_and_goes_on_when_started_again() -> None:
@@ -169,19 +175,33 @@ def test_a_killed_job_is_lost_and_goes_on_when_started_again() -> None:
 
 def test_a_reused_pid_is_not_the_job() -> None:
     job = create("identify", REQUEST)
-    mine = {"pid": os.getpid(), "host": jobs.socket.gethostname(), "process_started": 1.0}
+    mine = {"pid": os.getpid(), "host": here(), "started": "1"}
     jobs.change_state(job, lambda old: old.model_copy(update={"state": "running"} | mine))
     assert state_of(job).state == "lost"
 
 
-def test_another_machines_job_lives_by_its_heartbeat() -> None:
+def test_another_machines_job_lives_by_its_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
     job = create("identify", REQUEST)
-    far = {"state": "running", "pid": 1, "host": "elsewhere", "heartbeat": time.time()}
+    far = {"state": "running", "pid": 2, "host": "elsewhere", "heartbeat": time.time()}
     jobs.change_state(job, lambda old: old.model_copy(update=far))
     assert state_of(job).state == "running"
     old_beat = {"heartbeat": time.time() - 2 * jobs.SILENCE}
     jobs.change_state(job, lambda old: old.model_copy(update=old_beat))
+    assert state_of(job).state == "running"  # a clock may have been set: it is looked at
+    monkeypatch.setattr(jobs, "WATCH", 0.0)
     assert state_of(job).state == "lost"
+
+
+def test_a_clock_set_back_loses_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heartbeat lies in the future or the past, and still it beats."""
+    monkeypatch.setattr(jobs, "WATCH", 0.0)
+    job = create("identify", REQUEST)
+    far: dict[str, object] = {"state": "running", "pid": 2, "host": "elsewhere"}
+    for beats, shift in enumerate((-86_400.0, 86_400.0, -3600.0)):
+        far |= {"heartbeat": time.time() + shift, "beats": beats}
+        sign = functools.partial(State.model_copy, update=dict(far))
+        jobs.change_state(job, sign)
+        assert state_of(job).state == "running"
 
 
 def test_a_second_process_leaves_a_live_job_alone() -> None:
@@ -194,42 +214,36 @@ def test_a_second_process_leaves_a_live_job_alone() -> None:
     first.wait(30)
 
 
+def work_off() -> None:
+    """Run what waits in the queue, here and one after the other."""
+    huey, _ = queue.queue()
+    while task := huey.dequeue():
+        huey.execute(task)
+
+
 def test_the_queue_runs_jobs_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[int] = []
 
-    def counted(job: Job) -> "subprocess.Popen[bytes]":
+    def counted(job: Job, _: object) -> "subprocess.Popen[bytes]":
         alive.append(sum(state_of(other).state == "running" for other in list_jobs()))
         return spawn(job)
 
-    monkeypatch.setattr(queue, "spawn", counted)
+    monkeypatch.setattr(worker, "spawn", counted)
     made = [queue.launch("identify", fake(count=n)) for n in (2, 3)]
     again = queue.launch("identify", fake(count=2))
     assert again.id == made[0].id
-    huey = queue.queue()
-    while task := huey.dequeue():
-        huey.execute(task)
+    work_off()
     assert alive == [0, 0]
     assert [state_of(job).state for job in made] == ["done", "done"]
 
 
-def test_a_worker_told_to_stop_leaves_its_job_for_the_next(tmp_path: Path) -> None:
-    job = queue.launch("identify", fake(count=2000))
-    code = f"import tests.app.test_jobs as t; t.queue.spawn = t.spawn; t.queue.work()  # {tmp_path}"
-    worker = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-    wait_for(lambda: state_of(job).state == "running")
-    worker.terminate()
-    assert worker.wait(60) == 0
-    assert state_of(job).state == "queued"
-    assert queue.queue().dequeue() is not None
-
-
 def test_a_process_that_never_begins_is_a_failed_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(_: Job) -> "subprocess.Popen[bytes]":
+    def broken(job: Job, slot: object) -> "subprocess.Popen[bytes]":
         return subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
 
-    monkeypatch.setattr(queue, "spawn", broken)
+    monkeypatch.setattr(worker, "spawn", broken)
     job = queue.launch("identify", fake())
-    queue.queue().execute(queue.queue().dequeue())
+    work_off()
     assert state_of(job).state == "failed"
     assert "did not start" in (state_of(job).error or "")
 
@@ -237,31 +251,43 @@ def test_a_process_that_never_begins_is_a_failed_job(monkeypatch: pytest.MonkeyP
 def test_a_worker_stopped_while_a_process_starts_keeps_the_job(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def starting(_: Job) -> "subprocess.Popen[bytes]":
+    stopping = threading.Event()
+
+    def starting(job: Job, slot: object) -> "subprocess.Popen[bytes]":
+        stopping.set()
         command = [sys.executable, "-c", "import time; time.sleep(60)"]
         return subprocess.Popen(command, start_new_session=True)
 
-    monkeypatch.setattr(queue, "spawn", starting)
-    stopping = threading.Event()
-    stopping.set()
-    monkeypatch.setattr(queue, "_stopping", stopping)
+    monkeypatch.setattr(worker, "spawn", starting)
+    monkeypatch.setattr(worker, "_stopping", stopping)
     job = queue.launch("identify", fake())
-    queue.queue().execute(queue.queue().dequeue())
+    huey, _ = queue.queue()
+    huey.execute(huey.dequeue())
     assert state_of(job).state == "queued"
-    assert queue.queue().dequeue() is not None
+    assert queue.waiting() == {job.id}
 
 
 def test_the_command_line_watches_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.launch.spawn", spawn)
+    monkeypatch.setattr("app.launch.spawn", lambda job, slot: spawn(job))
     heard: list[tuple[str, int, int]] = []
     result = run_to_end("identify", fake(), tmp_path / "a", lambda *step: heard.append(step))
     assert result == {"counted": 4}
     assert heard[-1] == ("count", 4, 4)
     monkeypatch.setattr("app.launch.spawn", None)  # done already: nothing is started
     assert run_to_end("identify", fake(), tmp_path / "a", lambda *_: None) == result
-    monkeypatch.setattr("app.launch.spawn", spawn)
+    monkeypatch.setattr("app.launch.spawn", lambda job, slot: spawn(job))
     with pytest.raises(SafeNeuronError, match="no model 'bad'"):
         run_to_end("identify", fake("bad"), tmp_path / "b", lambda *_: None)
+
+
+def start(job: Job) -> "subprocess.Popen[bytes]":
+    """The job's process as the worker starts it."""
+    slot = take(Settings(), job.verb)
+    assert slot is not None
+    try:
+        return spawn_real(job, slot)
+    finally:
+        slot.release()
 
 
 def test_identify_and_attack_as_jobs(tiny_llama: Path, tmp_path: Path) -> None:
@@ -270,8 +296,8 @@ def test_identify_and_attack_as_jobs(tiny_llama: Path, tmp_path: Path) -> None:
     sides = {name: str(tmp_path / f"{name}.json") for name in ("harmful", "harmless")}
     request = IdentifyRequest(model=str(tiny_llama), top=0.1, **sides)
     job = create("identify", request)
-    assert queue.spawn(job).wait(200) == 0, job.file("log.txt").read_text("utf-8")
-    result = jobs.result_of(job)
+    assert start(job).wait(200) == 0, job.file("log.txt").read_text("utf-8")
+    result = result_of(job)
     assert result is not None
     mask = read_mask(Path(result["mask"]))
     scores = pd.read_parquet(Path(result["mask"]).with_name("scores.parquet"))
@@ -287,8 +313,8 @@ def test_identify_and_attack_as_jobs(tiny_llama: Path, tmp_path: Path) -> None:
         dtype="float32",
     )
     job = create("attack", attack)
-    assert queue.spawn(job).wait(200) == 0, job.file("log.txt").read_text("utf-8")
-    result = jobs.result_of(job)
+    assert start(job).wait(200) == 0, job.file("log.txt").read_text("utf-8")
+    result = result_of(job)
     assert result is not None
     read = read_attack(Path(result["attack"]))
     assert [setting.name for setting in read.settings] == ["ORI", "FULL"]

@@ -18,7 +18,8 @@ from analysis.scores.table import score_table
 from analysis.select import Selection, select_parts
 from analysis.store import Entry, Store
 from app.dashboard.components.text import plain
-from app.jobs.folder import append_event, change_state, create, list_jobs, read_job, state_of
+from app.jobs.events import append_event
+from app.jobs.folder import change_state, create, list_jobs, read_job, state_of
 from app.jobs.progress import how_far, training_steps
 from toolkit.capture.moments import Moments
 from toolkit.masks import MaskFile, MaskPrompts, MethodInfo, ModelInfo, PromptsInfo, parse_mask

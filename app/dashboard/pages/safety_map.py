@@ -162,13 +162,13 @@ def _study(entry: Entry) -> None:
     parts = select_parts(table, entry.summary["widths"], selection)
     neurons = reduce(or_, parts.values())
 
-    counts = st.columns(3 + len(parts))
-    counts[0].metric("Safety neurons", f"{len(neurons):,}", border=True)
-    counts[1].metric("Share of the model", f"{neurons.fraction:.2%}", border=True)
-    counts[2].metric(
+    columns = st.columns(3 + len(parts))
+    columns[0].metric("Safety neurons", f"{len(neurons):,}", border=True)
+    columns[1].metric("Share of the model", f"{neurons.fraction:.2%}", border=True)
+    columns[2].metric(
         "Layers with any", f"{len(neurons.layers())} of {len(neurons.widths)}", border=True
     )
-    for place, (name, part) in zip(counts[3:], parts.items(), strict=True):
+    for place, (name, part) in zip(columns[3:], parts.items(), strict=True):
         place.metric(f"By {name.upper()}", f"{len(part):,}", border=True)
 
     color = st.segmented_control(
