@@ -134,10 +134,11 @@ def read_pairs(path: Path) -> list[PreferencePair]:
 
 def _from_hub(spec: str, hub: str, split: str) -> list[Row]:
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     try:
         data = load_dataset(hub, split=split)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
         told = str(error).splitlines()[0][:200]
         raise SafeNeuronError(
             f"cannot load {spec} from the hub ({told}); check its name and split, or download its "
@@ -199,7 +200,9 @@ def _plain(
     row: Mapping[str, Any], where: str, label: Label, report: PairReport
 ) -> PreferencePair | None:
     prompt, chosen, rejected = _need(row, COLUMNS, where)
-    if isinstance(prompt, list) and len(prompt) > 1:
+    # Of a whole chat, question and answer; a longer one would lose what was said before.
+    turns = ((prompt, 1), (chosen, 2), (rejected, 2))
+    if any(isinstance(side, list) and len(side) > most for side, most in turns):
         report.several_turns += 1
         return None
     sides = (

@@ -6,8 +6,10 @@ import lzma
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pandas as pd
 import pytest
+from datasets.exceptions import DatasetGenerationError
 
 from toolkit.errors import SafeNeuronError
 from toolkit.train.pairs import PairReport, PreferencePair
@@ -36,6 +38,27 @@ def test_chats_are_read_by_their_last_message(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "So."}]
     path.write_text(json.dumps([{"prompt": "How?", "chosen": chat, "rejected": "No."}]), "utf-8")
     assert read_pairs(path) == [PreferencePair("How?", "So.", "No.")]
+
+
+def test_a_dialogue_that_goes_on_is_left_out(tmp_path: Path) -> None:
+    said = [("user", "How?"), ("assistant", "So."), ("user", "And?"), ("assistant", "So too.")]
+    chat = [{"role": role, "content": content} for role, content in said]
+    rows = [
+        {"prompt": "How?", "chosen": chat[:2], "rejected": "No."},
+        {"prompt": "How?", "chosen": chat, "rejected": [*chat[:3], chat[1]]},
+    ]
+    source = read_source(str(jsonl(tmp_path / "pairs.jsonl", rows)))
+    assert source.pairs == [PreferencePair("How?", "So.", "No.")]
+    assert source.report.several_turns == 1
+
+
+def test_a_hub_that_breaks_off_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise DatasetGenerationError("An error occurred while generating the dataset")
+
+    monkeypatch.setattr(datasets, "load_dataset", broken)
+    with pytest.raises(SafeNeuronError, match=r"cannot load hh-rlhf .*give the path"):
+        read_source("hh-rlhf")
 
 
 @pytest.mark.parametrize(
