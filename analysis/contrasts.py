@@ -74,7 +74,7 @@ class Contrast:
 
     Args:
         column: the attack.
-        first, second: the arms' shares.
+        first, second: the arms' shares, over the seeds that both have.
         p: that they succeed alike, over prompts.
         lower_in: seeds in which the first is lower.
         seeds: that both have.
@@ -105,18 +105,34 @@ class Contrast:
 
 
 def contrast(first: Sequence[Cell], second: Sequence[Cell], column: Column) -> Contrast | None:
-    """Hold one arm against another; None where either was not attacked so."""
+    """Hold one arm against another, over the seeds that both have.
+
+    None where they share no seed, or where either was not attacked so.
+    """
+    first, second = _shared(first, second)
+    if not first:
+        return None
     a, b = outcomes(first, column), outcomes(second, column)
     shares = share(first, column), share(second, column)
     if a is None or b is None or shares[0] is None or shares[1] is None:
         return None
-    theirs = {cell.seed: cell for cell in second}
-    # The base has one cell, which stands beside every seed.
-    pairs = [(cell, theirs.get(cell.seed, second[0])) for cell in first]
-    if len(second) > 1:
-        pairs = [(cell, theirs[cell.seed]) for cell in first if cell.seed in theirs]
-    lower = sum(_mean(x, column) < _mean(y, column) for x, y in pairs)
-    return Contrast(column.name, shares[0], shares[1], sign_flips(a - b), lower, len(pairs))
+    lower = sum(_mean(x, column) < _mean(y, column) for x, y in zip(first, second, strict=True))
+    return Contrast(column.name, shares[0], shares[1], sign_flips(a - b), lower, len(first))
+
+
+def _shared(first: Sequence[Cell], second: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:
+    """The cells of the seeds that both arms have, seed beside seed.
+
+    While the comparison runs one arm is a seed ahead of another: what only one of them has
+    would be held against other seeds. The base, trained with none, stands beside each.
+    """
+    ours, theirs = ({cell.seed: cell for cell in cells} for cells in (first, second))
+    seeds = sorted(set(ours) & set(theirs))
+    if any(cell.training is None for cell in first):
+        return [first[0]] * len(theirs), [theirs[seed] for seed in sorted(theirs)]
+    if any(cell.training is None for cell in second):
+        return [ours[seed] for seed in sorted(ours)], [second[0]] * len(ours)
+    return [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
 
 
 def _mean(cell: Cell, column: Column) -> float:

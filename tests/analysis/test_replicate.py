@@ -110,6 +110,26 @@ def test_seeds_are_averaged_not_pooled_and_must_agree() -> None:
     assert (held.lower_in, held.verdict) == (2, "not shown")
 
 
+def test_arms_are_held_against_each_other_over_the_seeds_that_both_have() -> None:
+    ours = [cell("freeze", seed, {"FULL": first(4 + 20 * seed)}) for seed in range(2)]
+    ahead = contrast(ours, [cell("random-freeze", 0, {"FULL": first(16)})], FULL)
+    assert ahead is not None
+    # Seed 1 has nobody to be held against, and does not count.
+    assert (ahead.lower_in, ahead.seeds) == (1, 1)
+    assert (ahead.first.k, ahead.second.k) == (4, 16)
+    assert ahead.p == pytest.approx(mcnemar(0, 12), abs=0.005)
+    assert contrast(ours, [cell("random-freeze", 2, {"FULL": first(16)})], FULL) is None
+
+    base = [cell("base", 0, {"FULL": first(30)})]
+    beside = contrast(ours, base, FULL)
+    assert beside is not None
+    assert (beside.first.k, beside.second.k) == (14, 30)
+    assert (beside.lower_in, beside.seeds) == (2, 2)
+    turned = contrast(base, ours, FULL)
+    assert turned is not None
+    assert (turned.lower_in, turned.seeds, turned.verdict) == (0, 2, "no")
+
+
 def test_the_page_answers_from_the_counts(tmp_path: Path) -> None:
     cells = []
     for seed in range(3):
