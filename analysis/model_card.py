@@ -109,7 +109,7 @@ def model_card(
     settings, figures, parent = card["settings"], card["figures"], card["parent"]
     frozen = f"{figures['frozen_numbers']:,} numbers of the mask's neurons held bit-identical"
     parts = [
-        "---\nlibrary_name: transformers\ntags: [safeneuron, dpo]\n---\n",
+        f"---\nlibrary_name: transformers\ntags: [safeneuron, {settings['recipe']}]\n---\n",
         f"# {parent['source']}, aligned\n",
         f"Trained by SafeNeuron {card['versions']['safeneuron']} with the recipe "
         f"`{settings['recipe']}` ({figures['steps']} steps of {settings['batch_size']} pairs, "

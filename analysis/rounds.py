@@ -132,8 +132,9 @@ def rounds(
         SafeNeuronError: bad input, or a folder of other rounds.
     """
     require_writable(folder)
-    # More rounds may be asked for later: those done count.
-    key = sha256_text(canonical_json(request.model_dump(mode="json", exclude={"rounds"})))
+    # More rounds may be asked for later, and attacks on them: what is done counts.
+    asked = request.model_dump(mode="json", exclude={"rounds", "attack"})
+    key = sha256_text(canonical_json(asked))
     record = folder / RECORD
     if record.is_file() and _recorded(record) != key:
         raise SafeNeuronError(f"{folder} holds other rounds; choose another -o folder")

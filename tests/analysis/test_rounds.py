@@ -89,5 +89,7 @@ def test_two_rounds_freeze_the_union_and_go_on_after_a_stop(
     assert {event["kind"] for event in quiet} == {"note"}
     with pytest.raises(SafeNeuronError, match="other rounds"):
         rounds(request_.model_copy(update={"seed": 5}), folder)
+    # Attacks may be asked for later.
+    assert rounds(request_.model_copy(update={"attack": False}), folder).attacks == {}
     with pytest.raises(SafeNeuronError, match="holds no rounds"):
         read_rounds(tmp_path)
