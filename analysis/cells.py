@@ -58,7 +58,9 @@ class Cell(Record):
     perplexity_base: float = Field(description="of the base's answers to the harmless prompts")
     perplexity: float = Field(description="of the same answers under the attacked model")
     judge: str
-    training_seconds: float
+    training_seconds: float = Field(
+        description="of the steps alone, in the process that ended each round"
+    )
     attack_seconds: float
     device: str | None
     versions: dict[str, str]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.arms import ARMS, QUICK, QUICK_SEEDS, SEEDS, Arm, Protocol, chosen_arms
+from analysis.before_after import StopAskedError
 from analysis.cells import Cell, count, path_of, read_cell, read_cells, write_cell
 from analysis.requests import (
     AlignRequest,
@@ -58,27 +59,45 @@ class Replication:
         self.keep_models = keep_models
         self._stage = ""
 
-    def run(self, arms: Sequence[Arm], seeds: Sequence[int], redo: bool = False) -> None:
+    def run(self, arms: Sequence[Arm], seeds: Sequence[int], redo: bool = False) -> list[str]:
         """Make every missing cell, seed by seed, so that early seeds compare all arms.
+
+        A cell that can't be made (its loss is no number, say) does not keep the others from
+        being made.
 
         Args:
             arms: to compare.
             seeds: of pairs, data order and everything random.
             redo: make cells anew that were made otherwise, instead of stopping there.
 
+        Returns:
+            The cells that could not be made, and why.
+
         Raises:
-            SafeNeuronError: a cell in ``results`` was made otherwise.
+            SafeNeuronError: a cell in ``results`` was made otherwise, or what all arms share
+                can't be made.
+            StopAskedError: training was told to stop.
         """
         wanted = [(arm, seed) for seed in seeds for arm in arms if arm.seeded or seed == seeds[0]]
         missing = [(arm, seed) for arm, seed in wanted if not self._there(arm, seed, redo)]
         self.say(f"{len(wanted) - len(missing)} of {len(wanted)} cells are there")
+        failed: list[str] = []
         for place, (arm, seed) in enumerate(missing):
             self.say(f"{arm.name}, seed {seed}: {place + 1} of {len(missing)} to do")
-            cell = self.cell(arm, seed)
+            # What is wrong with these is wrong for every arm.
+            mask = self._mask()
+            pairs = self._pairs(seed, mask) if arm.seeded else None
+            try:
+                cell = self.cell(arm, seed, mask, pairs)
+            except SafeNeuronError as error:
+                self.say(f"{arm.name}, seed {seed}: failed, {error}")
+                failed.append(f"{arm.name}, seed {seed} ({error})")
+                continue
             written = write_cell(self.results, cell)
             spent = cell.training_seconds + cell.attack_seconds
             self.say(f"{arm.name}, seed {seed}: {written} after {spent:.0f} s")
             self._tidy(arm, seed, missing[place + 1 :])
+        return failed
 
     def _there(self, arm: Arm, seed: int, redo: bool) -> bool:
         path = path_of(self.results, arm.name, seed)
@@ -135,18 +154,17 @@ class Replication:
 
     # --- one cell ------------------------------------------------------------------------
 
-    def cell(self, arm: Arm, seed: int) -> Cell:
+    def cell(self, arm: Arm, seed: int, mask_path: Path, pairs: Path | None) -> Cell:
         """Train and attack one arm with one seed; what is done of it is not done again."""
         own = self.protocol
-        mask_path = self._mask()
         mask = read_mask(mask_path)
-        card: dict[str, Any] | None = None
-        started = time.monotonic()
+        cards: list[dict[str, Any]] = []
         model = own.model
-        if arm.recipe is not None:
-            model = str(self._train(arm, seed, mask_path))
-            card = json.loads((Path(model) / CARD).read_text("utf-8"))
-        trained = time.monotonic()
+        if pairs is not None:
+            trained = self._train(arm, seed, mask_path, pairs)
+            model = str(trained[-1])
+            cards = [json.loads((path / CARD).read_text("utf-8")) for path in trained]
+        card = cards[-1] if cards else None
 
         from analysis.study import attack
 
@@ -187,10 +205,7 @@ class Replication:
             perplexity_base=base,
             perplexity=ours,
             judge=done.judge,
-            # What an earlier process spent on the same training is in the card.
-            training_seconds=round(
-                max(trained - started, card["figures"]["seconds"] if card else 0.0), 1
-            ),
+            training_seconds=round(sum(made["figures"]["seconds"] for made in cards), 1),
             attack_seconds=done.seconds,
             device=done.device,
             versions=done.versions | {"trl": version("trl")},
@@ -236,23 +251,25 @@ class Replication:
         rounds = arm.recipe == "safeneuron" and arm.zero
         return self.work / (f"rounds-seed{seed}" if rounds else f"{arm.name}-seed{seed}")
 
-    def _train(self, arm: Arm, seed: int, mask_path: Path) -> Path:
-        """The folder of the trained model. T1, T2 and T3 are one run of rounds."""
-        pairs = self._pairs(seed, mask_path)
+    def _train(self, arm: Arm, seed: int, mask_path: Path, pairs: Path) -> list[Path]:
+        """The folders of the models trained, the last that of the arm.
+
+        T1, T2 and T3 are one run of rounds.
+        """
         request, folder = self._request(arm, seed, mask_path, pairs), self._folder(arm, seed)
         if folder.name.startswith("rounds-"):
             from analysis.rounds import rounds
 
             done = rounds(request, folder, self._heard)
             if not done.finished:
-                raise SafeNeuronError("stopped; the same command goes on")
-            return folder / f"T{arm.rounds}"
+                raise StopAskedError
+            return [folder / f"T{number}" for number in range(1, arm.rounds + 1)]
         from analysis.alignment import align
 
         asked = AlignRequest(**{name: getattr(request, name) for name in AlignRequest.model_fields})
         if not align(asked, folder, self._heard, lambda: False).finished:
-            raise SafeNeuronError("stopped; the same command goes on")
-        return folder
+            raise StopAskedError
+        return [folder]
 
     def _tidy(self, arm: Arm, seed: int, left: Sequence[tuple[Arm, int]]) -> None:
         """Remove a model that no cell needs any more; each is half a gigabyte."""
@@ -341,13 +358,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arms = chosen_arms(asked.arms)
         require_writable(results)
         require_writable(page)
+        work, failed = home() / "replicate", []
         if not asked.write_only:
-            replication = Replication(
-                protocol, results, home() / "replicate", _say, asked.keep_models
+            replication = Replication(protocol, results, work, _say, asked.keep_models)
+            failed = replication.run(arms, seeds, asked.redo)
+        cells = read_cells(results)
+        if cells or not failed:
+            write_page(page, cells, results)
+        if failed:
+            raise SafeNeuronError(
+                f"not made: {'; '.join(failed)}; the same command tries again, "
+                f"{page} has the others"
             )
-            replication.run(arms, seeds, asked.redo)
-        write_page(page, read_cells(results), results)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StopAskedError):
         sys.stderr.write("replicate: stopped; the same command goes on\n")
         sys.exit(130)
     except SafeNeuronError as error:

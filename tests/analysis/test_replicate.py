@@ -9,6 +9,7 @@ import pytest
 
 from analysis.arms import ARMS, Protocol, chosen_arms
 from analysis.arms_figure import svg
+from analysis.before_after import StopAskedError
 from analysis.cells import Cell, Counted, by_arm, path_of, read_cell, read_cells, write_cell
 from analysis.contrasts import AGAIN, FULL, contrast, outcomes, share
 from analysis.replicate import Replication, main
@@ -243,6 +244,9 @@ def test_two_arms_on_a_tiny_model(protocol: Protocol, tmp_path: Path) -> None:
     assert trained.fingerprint != trained.base
     assert trained.training is not None
     assert trained.training["figures"]["steps"] == 2
+    # Finding neurons and making pairs, which all arms of a seed share, is no arm's training.
+    assert trained.training_seconds == trained.training["figures"]["seconds"]
+    assert base.training_seconds == 0
     assert trained.pairs is not None
     assert trained.pairs["kept"] == len(HARMFUL)
     assert {c.setting for c in base.counted} >= {"ORI", "FULL", "AGAIN", "ADAPTIVE 1"}
@@ -266,6 +270,51 @@ def test_two_arms_on_a_tiny_model(protocol: Protocol, tmp_path: Path) -> None:
         other.run(arms, (0,))
     page = tmp_path / "results.md"
     write_page(page, read_cells(tmp_path / "cells"), Path("cells"))
+    assert "Not run yet: dpo" in page.read_text("utf-8")
+
+
+def test_a_cell_that_fails_does_not_keep_the_others(
+    protocol: Protocol,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made: list[str] = []
+
+    def cell_or_not(self: Replication, arm: Any, seed: int, mask: Path, pairs: Path | None) -> Cell:
+        assert mask.is_file()
+        made.append(arm.name)
+        if arm.name == "dpo":
+            raise SafeNeuronError("the loss is not a number at step 2; lower --learning-rate")
+        if arm.name == "freeze":
+            raise StopAskedError
+        found = cell(arm.name, seed, {"FULL": first(3)})
+        return found.model_copy(update={"key": self._key(arm, seed)})
+
+    monkeypatch.setattr(Replication, "cell", cell_or_not)
+    replication = Replication(protocol, tmp_path / "cells", tmp_path / "work", lambda _: None)
+    arms = chosen_arms("base,dpo,random-freeze")
+    failed = replication.run(arms, (0,))
+    assert made == ["base", "dpo", "random-freeze"]
+    assert failed == ["dpo, seed 0 (the loss is not a number at step 2; lower --learning-rate)"]
+    assert [found.arm for found in read_cells(tmp_path / "cells")] == ["base", "random-freeze"]
+    # What is told to stop does stop, and what is wrong for all arms is told at once.
+    with pytest.raises(StopAskedError):
+        replication.run(chosen_arms("freeze,sn-tune"), (0,))
+    assert made[3:] == ["freeze"]
+    broken = Protocol(**{**vars(protocol), "safety": str(tmp_path / "gone.jsonl")})
+    with pytest.raises(SafeNeuronError, match=r"gone\.jsonl"):
+        Replication(broken, tmp_path / "other", tmp_path / "work", lambda _: None).run(
+            arms[1:], (0,)
+        )
+    assert made[4:] == []
+
+    monkeypatch.setattr(Replication, "run", lambda *_: failed)
+    page = tmp_path / "results.md"
+    with pytest.raises(SystemExit) as left:
+        main(["--results", str(tmp_path / "cells"), "--page", str(page)])
+    assert left.value.code == 2
+    assert "not made: dpo, seed 0" in capsys.readouterr().err
     assert "Not run yet: dpo" in page.read_text("utf-8")
 
 
