@@ -78,6 +78,7 @@ class Protocol:
         safety: pairs, see ``safeneuron align``; with both left out they are made from the
             model, once a seed, so that all arms train on the same.
         general: mixed with them.
+        rejected_from: model whose answers made pairs reject; the model's base when left out.
         total: pairs drawn.
         max_length: tokens of a pair.
         pair_prompts: harmful and harmless prompts for made pairs.
@@ -97,6 +98,7 @@ class Protocol:
     batch_size: int | None = None
     safety: str | None = None
     general: str | None = None
+    rejected_from: str | None = None
     total: int | None = None
     max_length: int = 256
     pair_prompts: tuple[str, str] = ("advbench[::2]", "harmless-train")

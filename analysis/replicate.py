@@ -237,10 +237,12 @@ class Replication:
         own, folder = self.protocol, self.work / f"pairs-seed{seed}"
         if not (folder / PAIRS).is_file():
             usual = self._request(ARMS["freeze-and-zero"], seed, mask_path, mask_path)
-            sources = {"safety": own.safety, "general": own.general, "total": own.total}
-            asked = AlignRequest(
-                **{name: getattr(usual, name) for name in AlignRequest.model_fields}
-                | {"pairs": None, **sources}
+            named = ("safety", "general", "rejected_from", "total")
+            asked = parse_request(
+                AlignRequest,
+                {name: getattr(usual, name) for name in AlignRequest.model_fields}
+                | {"pairs": None}
+                | {name: getattr(own, name) for name in named},
             )
             folder.mkdir(parents=True, exist_ok=True)
             neurons = read_mask(mask_path).neuron_set()
@@ -338,6 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--preset", choices=("two-core", "paper"))
     parser.add_argument("--safety", help="safety pairs, as those of safeneuron align")
     parser.add_argument("--general", help="general pairs, as those of safeneuron align")
+    parser.add_argument("--rejected-from", help="model that complies, as that of safeneuron align")
     parser.add_argument("--total", type=int, help="pairs drawn")
     parser.add_argument("--max-length", type=int, help="tokens of a pair")
     parser.add_argument("--results", type=Path, help="folder of the cells")
@@ -346,7 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--keep-models", action="store_true")
     parser.add_argument("--write-only", action="store_true", help="only write the page")
     asked = parser.parse_args(arguments)
-    names = ("model", "preset", "safety", "general", "total", "max_length")
+    names = ("model", "preset", "safety", "general", "rejected_from", "total", "max_length")
     changed = {name: getattr(asked, name) for name in names if getattr(asked, name) is not None}
     protocol = replace(QUICK if asked.quick else Protocol(), **changed)
     results = asked.results or (QUICK_RESULTS if asked.quick else RESULTS)

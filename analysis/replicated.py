@@ -178,7 +178,9 @@ def goals_table(arms: Mapping[str, list[Cell]]) -> str:
 def _facts(cells: Sequence[Cell]) -> str:
     first = cells[0]
     harmful, harmless = (first.prompts[side] for side in ("harmful", "harmless"))
-    spent = sum(cell.training_seconds + cell.attack_seconds for cell in cells)
+    # T3 has T2 and T1 in it: of each cell the last round alone.
+    last = [cell.training["figures"]["seconds"] for cell in cells if cell.training]
+    spent = sum(last) + sum(cell.attack_seconds for cell in cells)
     devices = ", ".join(sorted({cell.device or "unknown" for cell in cells}))
     versions = sorted({", ".join(f"{k} {v}" for k, v in c.versions.items()) for c in cells})
     own = first.protocol
@@ -186,6 +188,7 @@ def _facts(cells: Sequence[Cell]) -> str:
         f"Model `{own['model']}` (fingerprint `{first.base[:12]}`); mask of {first.mask_count} "
         f"neurons ({first.mask_fraction:.2%}; top {own['top_sas']} by SAS, {own['top_es']} by ES, "
         f"position {own['position']}), `{first.mask[:12]}`, found before training.",
+        *_pairs_fact(cells),
         f"Attacked: {harmful.count} harmful ({harmful.name}), {harmless.count} harmless "
         f"({harmless.name}); greedy answers of at most {own['max_new_tokens']} tokens; judge "
         f"`{first.judge}`.",
@@ -196,6 +199,18 @@ def _facts(cells: Sequence[Cell]) -> str:
         "counts as yes or no only at p below 0.05, as yes only if every seed agrees.",
     ]
     return "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def _pairs_fact(cells: Sequence[Cell]) -> list[str]:
+    """Which pairs the arms of the first seed trained on, if there is such an arm."""
+    told = next((cell.pairs for cell in cells if cell.pairs), None)
+    if told is None:
+        return []
+    sources = ", ".join(f"{source['role']}: {source['name']}" for source in told["sources"])
+    return [
+        f"Trained on {told['kept']} pairs, {told['safety']} of them from safety data or on "
+        f"harmful prompts ({sources})."
+    ]
 
 
 def section(cells: Sequence[Cell], results: str, figures: Sequence[str] = ()) -> str:

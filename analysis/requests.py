@@ -3,12 +3,13 @@
 from dataclasses import fields
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from analysis.select import Method, Selection
 from toolkit.errors import SafeNeuronError
+from toolkit.models.sources import EMBEDDED
 from toolkit.train.recipes import (
     RECIPES,
     OptimiserName,
@@ -255,6 +256,11 @@ class AlignRequest(Request):
     )
     harmful: str = "advbench[::2]"
     harmless: str = "harmless-train"
+    rejected_from: str | None = Field(
+        default=None,
+        description="model whose answers to harmful prompts made pairs reject; an embedded model's "
+        "base, else the model itself, when left out",
+    )
     steps: Annotated[int, Field(ge=1)] = USUAL.steps
     epochs: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="passes over the pairs, instead of steps"
@@ -315,12 +321,17 @@ class AlignRequest(Request):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: object) -> object:
-        return with_preset(values) if isinstance(values, dict) else values
+        return _with_base(with_preset(values)) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _fits_together(self) -> "AlignRequest":
         if self.pairs is not None and (self.safety or self.general):
             raise ValueError("give pairs, or safety and general ones to mix, not both")
+        if self.rejected_from and (self.pairs or self.safety or self.general):
+            raise ValueError(
+                "rejected-from is for pairs that are made; leave it out, or pairs, safety and "
+                "general"
+            )
         if self.patience is not None and self.evaluate_every is None:
             raise ValueError("patience needs evaluate-every: it counts looks at held-out pairs")
         return self
@@ -332,6 +343,19 @@ class AlignRequest(Request):
         if self.epochs is not None:
             given["steps"] = max(1, ceil(self.epochs * pairs / self.batch_size))
         return Settings(**given | {"save_every": self.save_every or max(1, given["steps"] // 4)})
+
+
+def _with_base(values: dict[str, Any]) -> dict[str, Any]:
+    """Take the answers to reject from a model's base, where that is known.
+
+    A model that refuses all that is harmful, without its neurons too, has none of its own.
+    """
+    known = EMBEDDED.get(str(values.get("model")))
+    if known is None or any(
+        values.get(name) is not None for name in ("pairs", "safety", "general", "rejected_from")
+    ):
+        return values
+    return {**values, "rejected_from": known.base}
 
 
 class RoundsRequest(AlignRequest):

@@ -14,8 +14,8 @@ before, and trains T(t) from T(t-1). In ten lines of a notebook::
 
 The paper leaves open whether the pairs are drawn again in each round and which model is the
 reference. Here all rounds share the first one's pairs unless ``fresh_pairs`` is set: a model
-that refuses everything, pruned or not, gives no pairs that teach refusing. The reference of
-round t is T(t-1), from which it starts.
+that refuses everything, pruned or not, has no answers to reject, and needs another's
+(``rejected_from``). The reference of round t is T(t-1), from which it starts.
 """
 
 import json
@@ -220,9 +220,10 @@ def _round(
         union(before, found).write(frozen)
     place = folder / f"T{number}"
     pairs = request.pairs
-    sourced = {"safety": request.safety, "general": request.general}
+    sourced: dict[str, str | None] = {}
     if number > 1 and not request.fresh_pairs:
-        pairs, sourced = folder / "T1" / PAIRS, {"safety": None, "general": None}
+        pairs = folder / "T1" / PAIRS
+        sourced = dict.fromkeys(("safety", "general", "rejected_from"))
     own = {name: getattr(request, name) for name in AlignRequest.model_fields}
     changed = {"model": start, "mask": frozen, "pairs": pairs, "attack": False, **sourced}
     outcome = align(AlignRequest(**own | changed), place, on_event, should_stop)

@@ -1,7 +1,7 @@
 """The preference pairs of one run: read, mixed or made from the model, and kept in its folder."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from analysis.requests import AlignRequest
 from toolkit.files import write_atomically
 from toolkit.neurons import NeuronSet
-from toolkit.prompts import read_prompts
 
 if TYPE_CHECKING:
     from toolkit.models.load import LoadedModel
@@ -60,6 +59,7 @@ def _usable(
     on_event: OnEvent,
     report: "PairReport",
 ) -> "list[PreferencePair]":
+    from analysis.made_pairs import made_pairs, require_refusing
     from toolkit.train.pairs import clean
     from toolkit.train.preferences import mixture, read_source
 
@@ -91,7 +91,9 @@ def _usable(
             report,
         )
     if not sources:
-        return clean(_made(request, loaded, neurons, on_event, report), length, limit, report)
+        pairs = clean(made_pairs(request, loaded, neurons, on_event, report), length, limit, report)
+        require_refusing(request, pairs, report)
+        return pairs
     (source,) = sources.values()
     return clean(source.pairs, length, limit, report)[: request.total]
 
@@ -103,64 +105,3 @@ def pair_length(loaded: "LoadedModel", pair: "PreferencePair") -> int:
     sides = (loaded.tokenizer(side)["input_ids"] for side in (pair.chosen, pair.rejected))
     prompt = loaded.tokenizer(render_text(loaded.tokenizer, pair.prompt))["input_ids"]
     return len(prompt) + max(len(side) for side in sides)
-
-
-def _made(
-    request: AlignRequest,
-    loaded: "LoadedModel",
-    neurons: NeuronSet | None,
-    on_event: OnEvent,
-    report: "PairReport",
-) -> "list[PreferencePair]":
-    """Pairs made from the model itself, no more than the run will see."""
-    from toolkit.train.pairs import make_pairs, shipped_refusals
-
-    # Each prompt costs an answer or two.
-    half = (request.steps * request.batch_size + 1) // 2 if request.epochs is None else None
-    harmful = read_prompts(request.harmful)[:half]
-    harmless = read_prompts(request.harmless)[:half]
-    for role, prompts in (("harmful", harmful), ("harmless", harmless)):
-        info = {"name": prompts.name, "role": role, "sha256": prompts.sha256, "pairs": len(prompts)}
-        report.sources.append(info)
-    answer = _answerer(loaded, request, on_event, len(harmful) + len(harmless))
-    return make_pairs(
-        harmful.texts,
-        harmless.texts,
-        answer(None),
-        answer(neurons),
-        shipped_refusals(),
-        request.seed,
-        report,
-    )
-
-
-def _answerer(
-    loaded: "LoadedModel", request: AlignRequest, on_event: OnEvent, total: int
-) -> Callable[[NeuronSet | None], Callable[[Sequence[str]], list[str]]]:
-    """Greedy answers of the whole model, or without some neurons, with progress."""
-    import torch
-
-    from toolkit.generate import generate
-    from toolkit.intervene import Intervention, intervene
-
-    done = 0
-
-    def count(prompts: int) -> None:
-        nonlocal done
-        done += prompts
-        on_event({"kind": "stage", "stage": "pairs", "done": min(done, total), "total": total})
-
-    def without(neurons: NeuronSet | None) -> Callable[[Sequence[str]], list[str]]:
-        removed = neurons if neurons is not None else NeuronSet.empty(loaded.layout.widths)
-
-        def answer(texts: Sequence[str]) -> list[str]:
-            dtype = torch.bfloat16 if request.dtype == "bfloat16" else torch.float32
-            with (
-                intervene(loaded.model, loaded.layout, Intervention(removed)),
-                torch.autocast(loaded.device.type, dtype, enabled=dtype != torch.float32),
-            ):
-                return generate(loaded, texts, request.answer_tokens, on_prompts=count)
-
-        return answer
-
-    return without

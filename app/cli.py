@@ -272,6 +272,12 @@ def align(
     total: Annotated[int | None, typer.Option(help="Pairs drawn; all by default.")] = None,
     harmful: Annotated[str, typer.Option(help="Prompts for made pairs.")] = "advbench[::2]",
     harmless: Annotated[str, typer.Option(help="Prompts for made pairs.")] = "harmless-train",
+    rejected_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Model that complies, for made pairs; an embedded one's base, or itself."
+        ),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Optimiser steps; this and what follows is the preset's.")
     ] = None,

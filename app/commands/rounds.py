@@ -51,6 +51,7 @@ def rounds(
     ] = False,
     harmful: Annotated[str, typer.Option(help="Prompts for made pairs.")] = "advbench[::2]",
     harmless: Annotated[str, typer.Option(help="Prompts for made pairs.")] = "harmless-train",
+    rejected_from: Annotated[str | None, typer.Option(help="As that of align.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps a round.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Instead of steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pairs a step.")] = None,

@@ -1,7 +1,7 @@
 """A model in memory, with its tokenizer, its layout and what it is."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +85,28 @@ def load_model(
     Raises:
         SafeNeuronError: no such model, or an architecture that is not supported.
     """
+    loaded = load_answering(source, dtype, device)
+    return replace(loaded, layout=layout_of(loaded.model))
+
+
+def load_answering(
+    source: str | ModelFolder, dtype: torch.dtype = torch.float32, device: str | None = None
+) -> LoadedModel:
+    """Load a model that is only to answer: of any architecture, its layout has no neurons.
+
+    Args:
+        source: a model source, or one already resolved.
+        dtype: of the weights.
+        device: by default the accelerator when there is one.
+
+    Raises:
+        SafeNeuronError: no such model, or no causal language model with a fast tokenizer.
+    """
     folder = resolve(source) if isinstance(source, str) else source
     model: Any = load_weights(folder.path, dtype)
     model.to(device or pick_device()).eval()
-    return LoadedModel(folder, model, load_tokenizer(folder.path), layout_of(model))
+    nowhere = Layout(type(model).__name__, "", ())
+    return LoadedModel(folder, model, load_tokenizer(folder.path), nowhere)
 
 
 def load_weights(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

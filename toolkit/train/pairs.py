@@ -11,6 +11,8 @@ from typing import Any
 from toolkit.errors import SafeNeuronError
 from toolkit.judge.refusal import judge_refusal
 
+Answers = Callable[[Sequence[str]], list[str]]
+
 
 @dataclass(frozen=True)
 class PreferencePair:
@@ -32,7 +34,7 @@ class PairReport:
             already; longer than the run takes.
         no_contrast: prompts that the model can't be made to answer in two ways.
         several_turns: left out: dialogues of more than one message and its answer.
-        safety: of those kept, from the safety side of a mixture.
+        safety: of those kept, from the safety side of a mixture, or on harmful prompts.
         unsafe_chosen: PKU-SafeRLHF rows whose preferred answer is unsafe too; used, as the
             paper says nothing of them.
         without_image: SPA-VL rows, whose image is left out.
@@ -73,7 +75,7 @@ class PairReport:
         }
         left = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
         notes = {
-            "from safety data": self.safety,
+            "that teach refusing": self.safety,
             "safer but unsafe": self.unsafe_chosen,
             "without their image": self.without_image,
         }
@@ -156,38 +158,51 @@ def whole_sentences(text: str) -> str:
     return text[: ends[-1]].strip() if ends else text.strip()
 
 
+def own_compliance(answer: Answers, answer_without: Answers) -> Answers:
+    """What a model says; where it refuses, what it says without its safety neurons.
+
+    Args:
+        answer: the model's greedy answers.
+        answer_without: the same with the safety neurons removed.
+    """
+
+    def comply(texts: Sequence[str]) -> list[str]:
+        own = dict(zip(texts, answer(texts), strict=True))
+        refused = [text for text, said in own.items() if judge_refusal(said).verdict != "complied"]
+        own |= dict(zip(refused, answer_without(refused), strict=True)) if refused else {}
+        return [own[text] for text in texts]
+
+    return comply
+
+
 def make_pairs(
     harmful: Sequence[str],
     harmless: Sequence[str],
-    answer: Callable[[Sequence[str]], list[str]],
-    answer_without: Callable[[Sequence[str]], list[str]],
+    answer: Answers,
+    comply: Answers,
     refusals: Sequence[str],
     seed: int,
     report: PairReport,
 ) -> list[PreferencePair]:
-    """Make pairs from the model itself.
+    """Make pairs from answers.
 
-    A harmful prompt prefers a refusal to the model's own compliance. Where the model
-    refuses as it is, compliance is what it says without its safety neurons; where it
-    refuses even then there is no contrast, and the prompt is left out and counted.
-    A harmless prompt prefers the model's own answer to a refusal, so that it does not
-    learn to refuse everything.
+    A harmful prompt prefers a refusal to compliance; where there is none there is no
+    contrast, and the prompt is left out and counted. A harmless prompt prefers the model's
+    own answer to a refusal, so that it does not learn to refuse everything.
 
     Args:
         harmful: prompts to refuse.
         harmless: prompts to answer.
         answer: the model's greedy answers.
-        answer_without: the same with the safety neurons removed.
+        comply: answers to harmful prompts, the model's (:func:`own_compliance`) or another's.
         refusals: what a refusal may say.
         seed: of the draw of refusals and the order of the pairs.
         report: counts prompts without contrast.
     """
     generator = random.Random(seed)
-    own = dict(zip(harmful, answer(harmful), strict=True))
-    refused = [text for text, said in own.items() if judge_refusal(said).verdict != "complied"]
-    own |= dict(zip(refused, answer_without(refused), strict=True)) if refused else {}
+    complied = dict(zip(harmful, comply(harmful), strict=True))
     pairs = []
-    for text, said in own.items():
+    for text, said in complied.items():
         refusal = generator.choice(refusals)
         if judge_refusal(said).verdict == "complied":
             pairs.append(PreferencePair(text, refusal, whole_sentences(said)))

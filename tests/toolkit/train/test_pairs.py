@@ -11,6 +11,7 @@ from toolkit.train.pairs import (
     PreferencePair,
     clean,
     make_pairs,
+    own_compliance,
     shipped_refusals,
     whole_sentences,
 )
@@ -39,14 +40,15 @@ def test_made_pairs() -> None:
 
     report = PairReport()
     harmful = ["bad one", "bad two", "bad three"]
-    pairs = make_pairs(harmful, ["good"], answer, without, ["I won't."], 0, report)
+    comply = own_compliance(answer, without)
+    pairs = make_pairs(harmful, ["good"], answer, comply, ["I won't."], 0, report)
     assert set(pairs) == {
         PreferencePair("bad one", "I won't.", "Sure."),
         PreferencePair("bad two", "I won't.", "Of course. Do it."),
         PreferencePair("good", "Boil it.", "I won't."),
     }
     assert report.no_contrast == 1
-    again = make_pairs(harmful, ["good"], answer, without, ["I won't."], 0, PairReport())
+    again = make_pairs(harmful, ["good"], answer, comply, ["I won't."], 0, PairReport())
     assert again == pairs
 
 

@@ -264,7 +264,7 @@ def test_the_share_is_one_of_usable_pairs() -> None:
 def test_a_report_in_words() -> None:
     report = PairReport(kept=3, empty=1, duplicate=2, several_turns=4, safety=1)
     assert str(report) == (
-        "3 pairs used; left out: 1 with an empty side, 2 repeated, 4 of several turns; 1 from "
-        "safety data"
+        "3 pairs used; left out: 1 with an empty side, 2 repeated, 4 of several turns; 1 that "
+        "teach refusing"
     )
     assert PairReport(**report.as_dict()) == report
