@@ -82,8 +82,12 @@ class Replication:
         missing = [(arm, seed) for arm, seed in wanted if not self._there(arm, seed, redo)]
         self.say(f"{len(wanted) - len(missing)} of {len(wanted)} cells are there")
         failed: list[str] = []
+        started = time.monotonic()
         for place, (arm, seed) in enumerate(missing):
-            self.say(f"{arm.name}, seed {seed}: {place + 1} of {len(missing)} to do")
+            pace = (time.monotonic() - started) / max(1, place)
+            left = f", {pace * (len(missing) - place) / 60:.0f} min left at this pace"
+            nth = f"{place + 1} of {len(missing)} to do{left if place else ''}"
+            self.say(f"{arm.name}, seed {seed}: {nth}")
             # What is wrong with these is wrong for every arm.
             mask = self._mask()
             pairs = self._pairs(seed, mask) if arm.seeded else None
@@ -354,6 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     protocol = replace(QUICK if asked.quick else Protocol(), **changed)
     results = asked.results or (QUICK_RESULTS if asked.quick else RESULTS)
     page = asked.page or (QUICK_PAGE if asked.quick else PAGE)
+    failed: list[str] = []
     try:
         seeds = QUICK_SEEDS if asked.quick else SEEDS
         if asked.seeds is not None:
@@ -361,10 +366,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arms = chosen_arms(asked.arms)
         require_writable(results)
         require_writable(page)
-        work, failed = home() / "replicate", []
         if not asked.write_only:
+            work = home() / "replicate"
             replication = Replication(protocol, results, work, _say, asked.keep_models)
-            failed = replication.run(arms, seeds, asked.redo)
+            try:
+                failed = replication.run(arms, seeds, asked.redo)
+            except (KeyboardInterrupt, StopAskedError):
+                # The cells there are stay readable.
+                if cells := read_cells(results):
+                    write_page(page, cells, results)
+                raise
         cells = read_cells(results)
         if cells or not failed:
             write_page(page, cells, results)

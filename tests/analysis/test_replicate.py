@@ -318,6 +318,23 @@ def test_a_cell_that_fails_does_not_keep_the_others(
     assert "Not run yet: dpo" in page.read_text("utf-8")
 
 
+def test_what_is_done_is_on_the_page_when_it_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cell(tmp_path / "cells", cell("base", 0, {"FULL": first(3)}))
+
+    def stopped(*_: Any) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Replication, "run", stopped)
+    page = tmp_path / "results.md"
+    with pytest.raises(SystemExit) as left:
+        main(["--results", str(tmp_path / "cells"), "--page", str(page)])
+    assert left.value.code == 130
+    assert "goes on" in capsys.readouterr().err
+    assert "Not run yet: dpo" in page.read_text("utf-8")
+
+
 def test_bad_input_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
