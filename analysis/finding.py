@@ -14,6 +14,7 @@ import torch
 
 from analysis.attacks.context import AttackContext
 from analysis.attacks.single_neuron import rank
+from analysis.made_pairs import allowed_prompts
 from analysis.requests import AlignRequest, AttackRequest
 from analysis.robustness import Side
 from analysis.scores.neurostrike import probe_weights
@@ -25,7 +26,7 @@ from toolkit.models.layout import is_conv1d
 from toolkit.models.load import LoadedModel
 from toolkit.neurons import NeuronSet
 from toolkit.progress import silent
-from toolkit.prompts import PromptSet, read_prompts
+from toolkit.prompts import PromptSet
 from toolkit.train.finding import Candidate, Finder, Found
 from toolkit.train.recipes import Mixture
 
@@ -48,7 +49,9 @@ def make_finder(
         mask: says how neurons are found; None where the recipe has none.
         mixture: how far ``adaptive`` plays the attacker.
     """
-    prompts = {side: read_prompts(getattr(request, side))[: mixture.prompts] for side in SIDES}
+    prompts = {
+        side: allowed_prompts(request, getattr(request, side))[: mixture.prompts] for side in SIDES
+    }
     asked = AttackRequest(model=request.model, batch_size=16, dtype=request.dtype)
     if mask is None:
         mask = _no_mask(loaded, prompts)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.requests import AlignRequest
 from toolkit.errors import SafeNeuronError
 from toolkit.neurons import NeuronSet
-from toolkit.prompts import read_prompts
+from toolkit.prompts import PromptSet, read_prompts
 
 if TYPE_CHECKING:
     from toolkit.models.load import LoadedModel
@@ -43,8 +43,9 @@ def made_pairs(
 
     # Each prompt costs an answer or two.
     half = (request.steps * request.batch_size + 1) // 2 if request.epochs is None else None
-    harmful = read_prompts(request.harmful)[:half]
-    harmless = read_prompts(request.harmless)[:half]
+    harmful, harmless = (
+        allowed_prompts(request, name)[:half] for name in (request.harmful, request.harmless)
+    )
     for role, prompts in (("harmful", harmful), ("harmless", harmless)):
         info = {"name": prompts.name, "role": role, "sha256": prompts.sha256, "pairs": len(prompts)}
         report.sources.append(info)
@@ -64,6 +65,20 @@ def made_pairs(
     return make_pairs(
         harmful.texts, harmless.texts, own, comply, shipped_refusals(), request.seed, report
     )
+
+
+def allowed_prompts(request: AlignRequest, name: str) -> PromptSet:
+    """A prompt set without what the run leaves out.
+
+    Raises:
+        SafeNeuronError: prompts that can't be read, or none is left.
+    """
+    prompts = read_prompts(name)
+    if request.leave_out is not None:
+        prompts = prompts.without(read_prompts(request.leave_out))
+    if not len(prompts):
+        raise SafeNeuronError(f"{prompts.name} holds no prompts; leave out others")
+    return prompts
 
 
 def require_refusing(

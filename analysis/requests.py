@@ -261,6 +261,10 @@ class AlignRequest(Request):
         description="model whose answers to harmful prompts made pairs reject; an embedded model's "
         "base, else the model itself, when left out",
     )
+    leave_out: str | None = Field(
+        default=None,
+        description="a set that made pairs and searches leave out, as prompts attacked later",
+    )
     steps: Annotated[int, Field(ge=1)] = USUAL.steps
     epochs: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="passes over the pairs, instead of steps"

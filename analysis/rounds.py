@@ -263,6 +263,7 @@ def _found(
             model=model,
             harmful=request.find_harmful,
             harmless=request.find_harmless,
+            leave_out=request.leave_out,
             **{name: getattr(request, name) for name in named},
         )
         mask = identify(asked, progress).mask

@@ -278,6 +278,9 @@ def align(
             help="Model that complies, for made pairs; an embedded one's base, or itself."
         ),
     ] = None,
+    leave_out: Annotated[
+        str | None, typer.Option(help="Prompts kept out of made pairs and searches.")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Optimiser steps; this and what follows is the preset's.")
     ] = None,
