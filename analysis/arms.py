@@ -83,7 +83,8 @@ class Protocol:
         max_length: tokens of a pair.
         pair_prompts: harmful and harmless prompts for made pairs.
         find_prompts: harmful and harmless prompts that neurons are identified on.
-        attacked: harmful and harmless prompts that are answered.
+        attacked: harmful and harmless prompts that are answered; the harmful ones are left out
+            of made pairs and of what neurons are identified on.
         settings: of the attack.
         random_sets: of RANDOM.
         rounds: of ADAPTIVE.

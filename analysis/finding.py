@@ -14,7 +14,7 @@ import torch
 
 from analysis.attacks.context import AttackContext
 from analysis.attacks.single_neuron import rank
-from analysis.made_pairs import training_prompts
+from analysis.made_pairs import allowed_prompts
 from analysis.requests import AlignRequest, AttackRequest
 from analysis.robustness import Side
 from analysis.scores.neurostrike import probe_weights
@@ -49,9 +49,8 @@ def make_finder(
         mask: says how neurons are found; None where the recipe has none.
         mixture: how far ``adaptive`` plays the attacker.
     """
-    prompts: dict[Side, PromptSet] = {
-        "harmful": training_prompts(request, "harmful")[: mixture.prompts],
-        "harmless": training_prompts(request, "harmless")[: mixture.prompts],
+    prompts = {
+        side: allowed_prompts(request, getattr(request, side))[: mixture.prompts] for side in SIDES
     }
     asked = AttackRequest(model=request.model, batch_size=16, dtype=request.dtype)
     if mask is None:

@@ -6,7 +6,7 @@ Only its text is used, so it may be of any size and have any tokenizer.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from analysis.requests import AlignRequest
 from toolkit.errors import SafeNeuronError
@@ -43,8 +43,9 @@ def made_pairs(
 
     # Each prompt costs an answer or two.
     half = (request.steps * request.batch_size + 1) // 2 if request.epochs is None else None
-    harmful = training_prompts(request, "harmful")[:half]
-    harmless = training_prompts(request, "harmless")[:half]
+    harmful, harmless = (
+        allowed_prompts(request, name)[:half] for name in (request.harmful, request.harmless)
+    )
     for role, prompts in (("harmful", harmful), ("harmless", harmless)):
         info = {"name": prompts.name, "role": role, "sha256": prompts.sha256, "pairs": len(prompts)}
         report.sources.append(info)
@@ -66,12 +67,18 @@ def made_pairs(
     )
 
 
-def training_prompts(request: AlignRequest, side: Literal["harmful", "harmless"]) -> PromptSet:
-    """The prompts of one side that pairs are made of, and neurons searched on in training."""
-    prompts = read_prompts(request.harmful if side == "harmful" else request.harmless)
-    if request.leave_out is None:
-        return prompts
-    return prompts.without(read_prompts(request.leave_out))
+def allowed_prompts(request: AlignRequest, name: str) -> PromptSet:
+    """A prompt set without what the run leaves out.
+
+    Raises:
+        SafeNeuronError: prompts that can't be read, or none is left.
+    """
+    prompts = read_prompts(name)
+    if request.leave_out is not None:
+        prompts = prompts.without(read_prompts(request.leave_out))
+    if not len(prompts):
+        raise SafeNeuronError(f"{prompts.name} holds no prompts; leave out others")
+    return prompts
 
 
 def require_refusing(
@@ -82,7 +89,7 @@ def require_refusing(
     Raises:
         SafeNeuronError: there are none, so that training would teach to answer everything.
     """
-    harmful = set(training_prompts(request, "harmful").texts)
+    harmful = set(read_prompts(request.harmful).texts)
     report.safety = sum(pair.prompt in harmful for pair in pairs)
     if not report.safety:
         who = request.model if _itself(request) else request.rejected_from

@@ -256,13 +256,14 @@ class AlignRequest(Request):
     )
     harmful: str = "advbench[::2]"
     harmless: str = "harmless-train"
-    leave_out: str | None = Field(
-        default=None, description="a set whose prompts make no pairs, as those attacked later"
-    )
     rejected_from: str | None = Field(
         default=None,
         description="model whose answers to harmful prompts made pairs reject; an embedded model's "
         "base, else the model itself, when left out",
+    )
+    leave_out: str | None = Field(
+        default=None,
+        description="a set that made pairs and searches leave out, as prompts attacked later",
     )
     steps: Annotated[int, Field(ge=1)] = USUAL.steps
     epochs: Annotated[float, Field(gt=0)] | None = Field(

@@ -275,14 +275,14 @@ def align(
     total: Annotated[int | None, typer.Option(help="Pairs drawn; all by default.")] = None,
     harmful: Annotated[str, typer.Option(help="Prompts for made pairs.")] = "advbench[::2]",
     harmless: Annotated[str, typer.Option(help="Prompts for made pairs.")] = "harmless-train",
-    leave_out: Annotated[
-        str | None, typer.Option(help="Prompts that make no pairs, such as those attacked later.")
-    ] = None,
     rejected_from: Annotated[
         str | None,
         typer.Option(
             help="Model that complies, for made pairs; an embedded one's base, or itself."
         ),
+    ] = None,
+    leave_out: Annotated[
+        str | None, typer.Option(help="Prompts kept out of made pairs and searches.")
     ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Optimiser steps; this and what follows is the preset's.")

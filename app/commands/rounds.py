@@ -52,6 +52,9 @@ def rounds(
     harmful: Annotated[str, typer.Option(help="Prompts for made pairs.")] = "advbench[::2]",
     harmless: Annotated[str, typer.Option(help="Prompts for made pairs.")] = "harmless-train",
     rejected_from: Annotated[str | None, typer.Option(help="As that of align.")] = None,
+    leave_out: Annotated[
+        str | None, typer.Option(help="Prompts kept out of made pairs and identification.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps a round.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Instead of steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pairs a step.")] = None,

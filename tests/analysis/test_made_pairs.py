@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from analysis.arms import Protocol
-from analysis.made_pairs import require_refusing
+from analysis.made_pairs import allowed_prompts, require_refusing
 from analysis.replicate import Replication
 from analysis.requests import AlignRequest, RoundsRequest, parse_request
 from analysis.rounds import rounds
@@ -111,6 +111,21 @@ def test_the_other_model_needs_no_known_mlp(asked: dict[str, Any], tmp_path: Pat
     assert report.safety
 
 
+def test_what_is_attacked_later_stays_out(asked: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "attacked.json").write_text(json.dumps(HARMFUL[1:3]), "utf-8")
+    left_out = {"leave_out": str(tmp_path / "attacked.json")}
+    pairs, report = made(asked | left_out, tmp_path / "run")
+    assert not {pair.prompt for pair in pairs} & set(HARMFUL[1:3])
+    assert [source["pairs"] for source in report.sources if source["role"] == "harmful"] == [4]
+    everything = {"leave_out": asked["harmful"]}
+    with pytest.raises(SafeNeuronError, match="holds no prompts"):
+        made(asked | everything, tmp_path / "none")
+
+    searched = asked | {"recipe": "adaptive", "leave_out": str(tmp_path / "attacked.json")}
+    prompts = allowed_prompts(parse_request(AlignRequest, searched), asked["harmful"])
+    assert prompts.texts == [HARMFUL[0], *HARMFUL[3:6]]
+
+
 def test_an_unfit_model_is_one_line(asked: dict[str, Any], other: Path, tmp_path: Path) -> None:
     def refused(message: str, **update: Any) -> None:
         with pytest.raises(SafeNeuronError, match=message) as told:
@@ -202,13 +217,3 @@ def test_the_comparison_takes_them_from_where_its_protocol_says(
     wrong = Replication(both, tmp_path / "cells", tmp_path / "else", lambda _: None)
     with pytest.raises(SafeNeuronError, match="for pairs that are made"):
         wrong._pairs(0, wrong._mask())
-
-
-def test_prompts_may_be_left_out(asked: dict[str, Any], other: Path, tmp_path: Path) -> None:
-    (tmp_path / "later.json").write_text(json.dumps(HARMFUL[:2]), "utf-8")
-    values = asked | {"rejected_from": str(other), "leave_out": str(tmp_path / "later.json")}
-    pairs, report = made(values, tmp_path / "run")
-    assert {pair.prompt for pair in pairs} & set(HARMFUL) <= set(HARMFUL[2:6])
-    (source,) = (found for found in report.sources if found["role"] == "harmful")
-    assert source["pairs"] == 4
-    assert "without 2 of" in source["name"]
