@@ -17,11 +17,12 @@ RUN python -m pip install -c constraints.txt torch
 COPY toolkit toolkit
 COPY analysis analysis
 COPY app app
-RUN python -m pip install -c constraints.txt .
+RUN python -m pip install -c constraints.txt ".[server,redis,postgres]"
 
 USER safeneuron
 VOLUME /data
 EXPOSE 8501
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8501/_stcore/health', timeout=4)"]
+# Refused until sign-in is set up, or --no-sign-in says that only those meant to can reach it.
 CMD ["safeneuron", "serve", "--address", "0.0.0.0"]
