@@ -51,6 +51,7 @@ class State(BaseModel):
         beats: how many signs of life it gave; unlike the clock, it only grows.
         kill: it is to end without saving.
         error: why it failed, in one line.
+        turn: how often it was put back into the queue; tells one run of it from the next.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -64,6 +65,7 @@ class State(BaseModel):
     beats: int = 0
     kill: bool = False
     error: str | None = None
+    turn: int = 0
 
     def silent(self) -> bool:
         """Whether no sign of life came lately, by a clock that may have been set."""
@@ -280,7 +282,7 @@ def settle(job: Job) -> State:
 def requeue(job: Job) -> State:
     """Put a job that was cancelled, failed or lost back into the queue's hands."""
     settle(job)
-    return change_state(job, lambda old: State() if old.state in STOPPED else None)
+    return change_state(job, lambda old: State(turn=old.turn + 1) if old.state in STOPPED else None)
 
 
 def cancel(job: Job) -> State:

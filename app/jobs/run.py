@@ -89,11 +89,16 @@ class Running:
         signal.signal(signal.SIGINT, lambda *_: self._stop.set())
         self.job.file(".reserve").write_bytes(bytes(RESERVE))
         # Cancelled between being picked up and here: then there is nothing to begin.
-        state = change_state(self.job, lambda old: None if old.state == "cancelled" else running)
+        state = change_state(
+            self.job,
+            lambda old: (
+                None if old.state == "cancelled" else running.model_copy(update={"turn": old.turn})
+            ),
+        )
         if state.state == "cancelled":
             raise Cancelled
         self.event({"kind": "start"})
-        threading.Thread(target=self._beat, args=(running,), daemon=True).start()
+        threading.Thread(target=self._beat, args=(state,), daemon=True).start()
 
     def _beat(self, me: State) -> None:
         beats = 0
@@ -104,7 +109,7 @@ class Running:
             def alive(old: State, sign: dict[str, Any] = sign) -> State | None:
                 if old.state in {"lost", "queued"}:
                     # Taken for lost where a clock was wrong: it is not.
-                    return me.model_copy(update=sign)
+                    return me.model_copy(update={**sign, "turn": old.turn})
                 return old.model_copy(update=sign) if old.state in ALIVE else None
 
             try:

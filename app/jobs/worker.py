@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.jobs.devices import Slot, devices, jobs_at_once, take
 from app.jobs.folder import (
+    STOPPED,
     Job,
     change_state,
     list_jobs,
@@ -91,14 +92,15 @@ def run(name: str) -> None:
         slot = _wait_for_device(job) if free else None
         if slot is None:
             return
+        turn = state_of(job).turn
         try:
             process = spawn(job, slot)
         except SafeNeuronError as error:
-            _fail(job, str(error))
+            _fail(job, turn, str(error))
             return
         finally:
             slot.release()
-        _attend(job, process)
+        _attend(job, turn, process)
 
 
 def _wait_for_device(job: Job) -> Slot | None:
@@ -112,8 +114,11 @@ def _wait_for_device(job: Job) -> Slot | None:
     return None
 
 
-def _attend(job: Job, process: "subprocess.Popen[bytes]") -> None:
-    """Wait for a job's process, and end what outlives it."""
+def _attend(job: Job, turn: int, process: "subprocess.Popen[bytes]") -> None:
+    """Wait for a job's process, and end what outlives it.
+
+    Once lost it may be put back into the queue before this is over: that is another turn.
+    """
     over: float | None = None
     while process.poll() is None:
         if _stopping.wait(IDLE):
@@ -125,20 +130,29 @@ def _attend(job: Job, process: "subprocess.Popen[bytes]") -> None:
             over = time.monotonic()
         elif time.monotonic() - over > LINGER:
             end_marked(job.folder)
-    settle(job)
-    if state_of(job).state != "queued" or process.returncode == ALREADY_RUNNING:
+    state = settle(job)
+    if state.turn != turn or process.returncode == ALREADY_RUNNING:
+        return
+    if state.state != "queued":
+        if state.state in {*STOPPED, "done"}:
+            end_marked(job.folder)  # what it started and left behind
         return
     end_marked(job.folder)
     if process.returncode == 0:
-        _fail(job, "the launcher came back before the job began; use one that waits for its end")
+        _fail(
+            job, turn, "the launcher came back before the job began; use one that waits for its end"
+        )
     else:
-        _fail(job, "the job's process did not start; its log says why")
+        _fail(job, turn, "the job's process did not start; its log says why")
 
 
-def _fail(job: Job, error: str) -> None:
+def _fail(job: Job, turn: int, error: str) -> None:
     """Failed, if the process died before it could say anything of itself."""
     line = {"state": "failed", "error": " ".join(error.split())}
-    change_state(job, lambda old: old.model_copy(update=line) if old.state == "queued" else None)
+    begun = ("queued", turn)
+    change_state(
+        job, lambda old: old.model_copy(update=line) if (old.state, old.turn) == begun else None
+    )
 
 
 def _have_it_save(job: Job, process: "subprocess.Popen[bytes]") -> None:

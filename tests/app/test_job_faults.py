@@ -16,7 +16,7 @@ from app.jobs import queue, worker
 from app.jobs.events import events, result_of
 from app.jobs.folder import Job, cancel, create, settle, state_of
 from app.jobs.process import MARK, marked
-from tests.app.test_jobs import fake, wait_for
+from tests.app.test_jobs import fake, lives, wait_for
 from toolkit.home import home
 
 # A job whose work counts in a file that it saves, and goes on from there; its requests' model
@@ -103,6 +103,10 @@ def starts(job: Job) -> int:
     return sum(event["kind"] == "start" for event in events(job)[0])
 
 
+def kept_of(job: Job) -> int:
+    return int(job.file("kept.txt").read_text("utf-8") or 0)
+
+
 def counted(job: Job) -> bool:
     return bool([event for event in events(job)[0] if event["kind"] == "stage"])
 
@@ -142,8 +146,8 @@ def test_a_worker_killed_while_a_job_is_cancelled(workers: list[Process]) -> Non
     assert cancel(job).state == "cancelling"
     kill(first)
     wait_for(lambda: state_of(job).state == "cancelled")
-    assert int(job.file("kept.txt").read_text("utf-8")) > 0
-    assert not marked(job.folder)
+    assert kept_of(job) > 0
+    wait_for(lambda: not marked(job.folder))
 
 
 @pytest.mark.parametrize("model", ["good", "parent"])
@@ -151,15 +155,15 @@ def test_a_job_killed_is_lost_and_goes_on(workers: list[Process], model: str) ->
     """Nothing that it started lives on, and what it saved is not done again."""
     job = queue.launch("identify", fake(model, 60))
     start_worker(workers)
-    wait_for(lambda: counted(job))
+    wait_for(lambda: job.file("kept.txt").exists() and kept_of(job) > 0)
     pid = state_of(job).pid
     assert pid is not None
     children = psutil.Process(pid).children(recursive=True)
     assert len(children) == (model == "parent")
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: state_of(job).state == "lost" and not marked(job.folder))
-    assert not [child for child in children if child.is_running()]
-    kept = int(job.file("kept.txt").read_text("utf-8"))
+    assert not [child for child in children if lives(child)]
+    kept = kept_of(job)
     queue.enqueue(job)
     wait_for(lambda: state_of(job).state == "done")
     result = result_of(job)
@@ -222,7 +226,7 @@ def test_a_cancel_during_a_checkpoint_leaves_it_whole(workers: list[Process]) ->
     time.sleep(0.3)
     assert cancel(job).state in {"cancelling", "cancelled"}
     wait_for(lambda: state_of(job).state == "cancelled" and not marked(job.folder))
-    kept = int(job.file("kept.txt").read_text("utf-8"))
+    kept = kept_of(job)
     queue.enqueue(job)
     wait_for(lambda: state_of(job).state == "done")
     result = result_of(job)

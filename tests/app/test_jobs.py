@@ -64,6 +64,14 @@ def fake(model: str = "good", count: int = 4) -> IdentifyRequest:
     return IdentifyRequest(model=model, batch_size=count)
 
 
+def lives(process: psutil.Process) -> bool:
+    """Whether it runs; one that has ended and is not yet reaped does not."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -344,7 +352,7 @@ def test_serve_answers_and_leaves_no_process_behind(kill: bool) -> None:
         server.terminate()
         assert server.wait(60) == 0
     server.stderr.close()
-    assert not [child for child in children if child.is_running()]
+    assert not [child for child in children if lives(child)]
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
