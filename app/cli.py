@@ -19,6 +19,7 @@ from analysis.requests import (
 from app import terminal
 from app.commands.cache import cache
 from app.commands.capability import capability
+from app.commands.chat import chat
 from app.commands.export import export, figure
 from app.commands.identify import identify, scores
 from app.commands.jobs import jobs
@@ -476,6 +477,7 @@ app.command()(overlap)
 app.command()(export)
 app.command()(figure)
 app.command()(redteam)
+app.command()(chat)
 app.command()(rounds)
 
 

@@ -25,7 +25,10 @@ from toolkit.capture.moments import Moments
 from toolkit.masks import MaskFile, MaskPrompts, MethodInfo, ModelInfo, PromptsInfo, parse_mask
 
 MAIN = str(Path(app.dashboard.__file__).parent / "main.py")
-PAGES = {name: f"pages/{name}.py" for name in ("safety_map", "attack", "align", "runs")}
+NAMES = ("safety_map", "prune_lab", "attack", "align", "jobs", "settings")
+PAGES = {name: f"pages/{name}.py" for name in NAMES}
+# Pages that say what to do while there is nothing; the settings are always there.
+SAY_WHAT_TO_DO = [name for name in PAGES if name != "settings"]
 WIDTHS = [40, 40, 20]
 EVIL = "<img src=x onerror=alert(1)> [a](http://b) :red[c]"
 
@@ -128,7 +131,7 @@ def texts(test: AppTest) -> str:
     return "\n".join(str(element.value) for element in shown)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", SAY_WHAT_TO_DO)
 def test_an_empty_store_says_what_to_do(page: str) -> None:
     assert "safeneuron demo" in texts(opened(page))
 
@@ -246,7 +249,7 @@ def test_identify_and_attack_forms_make_jobs() -> None:
     AttackRequest.model_validate_json(json.dumps(made["attack"]))
 
 
-@pytest.mark.parametrize("page", ["align", "runs"])
+@pytest.mark.parametrize("page", ["align", "jobs"])
 def test_a_failed_job_says_why(page: str) -> None:
     job = create("align", AlignRequest(model="a-model"))
     failed = {"state": "failed", "error": "no model <b>x</b>; give another"}
