@@ -154,25 +154,14 @@ def attack(
         told = done.result.model_copy(update={"command": command})
         write_atomically(output, told.model_dump_json(by_alias=True, indent=1) + "\n")
     if as_json:
-        terminal.print_json(_attack_summary(done.result) | {"attack": str(path)})
+        from analysis.comparison import summary
+
+        terminal.print_json(summary(done.result) | {"attack": str(path)})
         return
     _print_attacks({model: done.result}, table)
     if done.reused:
         terminal.note("this attack was in the store: no model was run")
     terminal.say(f"attack: {path}")
-
-
-def _attack_summary(result: Any) -> dict[str, Any]:
-    from analysis.robustness import attack_table, finding
-
-    found = finding(result)
-    table = attack_table(result)
-    return {
-        "verdict": found.sentence if found else None,
-        "separated": found.separated if found else None,
-        "table": table.astype(object).where(table.notna(), None).to_dict("records"),
-        "costs": [cost.model_dump() for cost in result.costs],
-    }
 
 
 def _print_attacks(results: dict[str, Any], table_file: Path | None = None) -> None:
@@ -233,7 +222,9 @@ def compare(
         name = f"{path} ({times + 1})" if times else str(path)
         results[name] = read_attack(path)
     if as_json:
-        terminal.print_json({name: _attack_summary(result) for name, result in results.items()})
+        from analysis.comparison import summary
+
+        terminal.print_json({name: summary(result) for name, result in results.items()})
         return
     _print_attacks(results, table)
 
