@@ -324,6 +324,9 @@ def align(
     seed: Annotated[int, typer.Option()] = 0,
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option()] = "bfloat16",
     force: Annotated[bool, typer.Option("--force", help="Use another model's mask.")] = False,
+    only_estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only say what memory and time it will take.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train with the mask's neurons frozen (frozen-neuron DPO), in a process of its own.
@@ -336,6 +339,9 @@ def align(
     if steps is not None and epochs is not None:
         raise SafeNeuronError("give --steps or --epochs, not both")
     request = parse_request(AlignRequest, values)
+    if only_estimate:
+        _print_estimate(request, as_json)
+        return
     with terminal.progress_bar() as progress:
         result = run_to_end("align", request, output, progress, terminal.note)
     if as_json:
@@ -344,6 +350,23 @@ def align(
     for name, value in result.items():
         terminal.say(f"{name}: {value}")
     terminal.say(f"model: {output}")
+
+
+def _print_estimate(request: AlignRequest, as_json: bool) -> None:
+    from analysis.estimate import estimate
+    from analysis.listing import size_in_words
+    from app.jobs.folder import list_jobs, state_of
+    from app.jobs.progress import duration
+
+    done = [job for job in list_jobs() if job.verb == "align" and state_of(job).state == "done"]
+    told = estimate(request, [job.folder for job in done])
+    if as_json:
+        terminal.print_json(asdict(told) | {"memory": told.memory})
+        return
+    least, most = map(duration, told.seconds)
+    terminal.say(f"steps: {told.steps} of {request.batch_size} pairs")
+    terminal.say(f"training: about {least if least == most else f'{least} to {most}'}")
+    terminal.say(f"memory: about {size_in_words(told.memory)}")
 
 
 @app.command()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from app.jobs.run import Running
 
 NUMBER = re.compile(r"[0-9]{4}")
+LOADING = "loading the model"
 MOST = 9999  # questions of one session
 POLL = 0.1  # seconds between looks for a question
 GIVE_WAY = 15.0  # seconds without a question after which other jobs go first
@@ -226,10 +227,9 @@ def keep_answering(running: "Running") -> dict[str, Any] | None:
 
     from toolkit.models.load import load_model
 
-    running.progress("loading the model", 0, 1)
+    running.progress(LOADING, 0, 1)
     loaded = load_model(request.model, dtype=getattr(torch, request.dtype))
-    running.progress("loading the model", 1, 1)
-    running.event({"kind": "note", "text": "ready"})
+    running.progress(LOADING, 1, 1)
     done = {number for number in desk.numbers() if desk.told(number).over}
     quiet = looked = time.monotonic()
     while not running.should_stop():
@@ -241,7 +241,8 @@ def keep_answering(running: "Running") -> dict[str, Any] | None:
             if running.should_stop():
                 break
             done.add(waiting[0])
-            running.event({"kind": "note", "text": f"question {waiting[0]}"})
+            answered = {"done": len(done), "total": len(desk.numbers())}
+            running.event({"kind": "stage", "stage": "questions answered", **answered})
             quiet = time.monotonic()
             continue
         now = time.monotonic()

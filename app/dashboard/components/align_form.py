@@ -54,6 +54,9 @@ def align_form(expanded: bool) -> None:
         with right:
             none = Choice(NONE, "none: found first, where the recipe needs one")
             mask = from_choices("Mask to freeze", [*data.mask_choices(), none], "mask")
+        for name, value in (("model", model), ("mask", mask)):
+            if value is not None:
+                st.query_params[name] = value
         values, count = _recipe()
         numbers, source, looks = st.tabs(["Numbers", "Data", "While it trains, and after"])
         with source:
@@ -311,7 +314,7 @@ def _what_it_takes(request: AlignRequest, count: int) -> None:
     b.metric("Memory", f"≈ {size_in_words(told.memory)}", border=True)
     c.metric("Steps", f"{told.steps:,} × {request.batch_size} pairs", border=True)
     by = (
-        f"at the pace of {told.by_earlier} earlier runs here"
+        f"at the pace of {told.by_earlier} earlier run{'s' * (told.by_earlier > 1)} here"
         if told.by_earlier
         else "no run here tells the pace yet, so the range is wide"
     )

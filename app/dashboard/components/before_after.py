@@ -56,13 +56,13 @@ def before_and_after(job: Job) -> None:
 
 def _attacks(job: Job, pair: Pair, mask: str) -> dict[str, AttackResult]:
     """Attacks on both models with one mask, and the buttons that make them."""
-    with st.popover("Options of the attack", icon=":material/tune:"):
+    with st.expander("Options of the attack", icon=":material/tune:"):
         values = attack_options()
-    first, second, _ = st.columns([1, 1, 2])
     started = False
-    if first.button("Attack the result", icon=":material/bolt:", width="stretch"):
+    place = st.container(horizontal=True)
+    if place.button("Attack the result", icon=":material/bolt:"):
         started = start_attack(pair.after, mask, values)
-    if second.button("Compare before/after", icon=":material/compare:", width="stretch"):
+    if place.button("Compare before/after", icon=":material/compare:"):
         started = start_attack(pair.before, mask, values) and start_attack(pair.after, mask, values)
     st.query_params["run"] = job.id
     if started:
@@ -78,6 +78,9 @@ def _attacks(job: Job, pair: Pair, mask: str) -> dict[str, AttackResult]:
             job_panel(other)
     if len(results) == 2 and len(set(map(alignments.questions, results.values()))) > 1:
         st.warning("The two attacks used different prompts or lengths; start the comparison anew.")
+    if len(results) == 1:
+        [when] = results
+        st.caption(f"Only the model {when} was attacked so far:")
     if results:
         show_attacks(results, "before-after")
         show_provenance(results)

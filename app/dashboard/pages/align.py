@@ -1,6 +1,7 @@
 """Align: train a model with its safety neurons frozen, watch it, and compare before and after."""
 
 import json
+from typing import Any
 
 import streamlit as st
 
@@ -24,6 +25,15 @@ def _label(job: Job) -> str:
     )
     several = f" · {asked.get('rounds')} rounds" if job.verb == "rounds" else ""
     return f"{data.job_label(job)} · {asked.get('recipe')} · {steps}{several}"
+
+
+def _facts(result: dict[str, Any]) -> list[str]:
+    """The figures of a run in words; its paths are told elsewhere."""
+    return [
+        f"{name.replace('_', ' ')}: {value:,}" if isinstance(value, int) else f"{name}: {value}"
+        for name, value in result.items()
+        if not isinstance(value, dict) and name not in {"model", "mask"}
+    ]
 
 
 def _rounds(job: Job) -> None:
@@ -88,8 +98,7 @@ if jobs:
         job_panel(job)
     _rounds(job)
     if state_of(job).state == "done":
-        facts = [f"{k}: {v}" for k, v in (result_of(job) or {}).items() if not isinstance(v, dict)]
-        st.caption(plain(" · ".join(facts)))
+        st.caption(plain(" · ".join(_facts(result_of(job) or {}))))
         _take_away(job)
         before_and_after(job)
 else:

@@ -60,7 +60,7 @@ def _table(jobs: list[Job]) -> None:
         pd.DataFrame(rows),
         hide_index=True,
         column_config={
-            "started": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm", width="small"),
+            "started": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm", width=130),
             "job": st.column_config.TextColumn(width="small"),
             "state": st.column_config.TextColumn(
                 width="small",

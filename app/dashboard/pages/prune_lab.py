@@ -20,7 +20,7 @@ from app.dashboard.components.job import BADGES
 from app.dashboard.components.text import failure, heading, nothing_yet
 from app.dashboard.inside import require_inside
 from app.dashboard.lab import Exchange
-from app.jobs.chat import Desk, ask, read_session, session_of
+from app.jobs.chat import LOADING, Desk, ask, read_session, session_of
 from app.jobs.events import events
 from app.jobs.folder import ALIVE, Job, cancel, settle
 from app.jobs.progress import how_far
@@ -206,7 +206,8 @@ def _session_line(job: Job, current: Exchange | None) -> None:
     state = settle(job)
     phase = state.state
     far = how_far(events(job)[0])
-    loading = phase == "running" and (far is None or far.done < far.total)
+    begun = far is not None and (far.stage != LOADING or far.done == far.total)
+    loading = phase == "running" and not begun
     words = {
         "queued": "waits for a worker and a free device",
         "running": "is being loaded" if loading else "is in memory and answers",

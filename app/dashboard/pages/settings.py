@@ -62,16 +62,9 @@ def _settings() -> None:
     for row in rows:
         if row["setting"] == "queue":
             row["value"] = queue_place()
-    st.dataframe(
-        pd.DataFrame(rows),
-        hide_index=True,
-        column_config={
-            "setting": st.column_config.TextColumn(width="small"),
-            "value": st.column_config.TextColumn(width="medium"),
-            "from": st.column_config.TextColumn(width="small"),
-            "meaning": st.column_config.TextColumn(width="large"),
-        },
-    )
+    # A table wraps its words; it reads Markdown, so what is kept is escaped.
+    told = pd.DataFrame([{name: plain(str(value)) for name, value in row.items()} for row in rows])
+    st.table(told.set_index("setting"))
     st.caption(
         "Pages do not change them: a launcher is a command that this machine runs. "
         "`safeneuron settings set NAME VALUE` does, or the environment: `SAFENEURON_` and the name."
