@@ -63,7 +63,11 @@ LIGHT = (
     "analysis.topics",
     "analysis.evidence.page",
     "analysis.capability",
+    "analysis.chat",
+    "analysis.estimate",
+    "app.about",
     "app.cli",
+    "app.jobs.chat",
     "app.jobs.folder",
 )
 

@@ -155,6 +155,28 @@ def exchange(job: Job, number: str) -> Exchange:
     return Exchange(job, number, question, desk.told(number))
 
 
+def address_of(job: Job) -> dict[str, str]:
+    """The query string that restores a session's newest conversation, with what was removed."""
+    told = {"run": job.id, "model": str(job.request["model"]), "dtype": str(job.request["dtype"])}
+    try:
+        number = next(reversed(Desk(job).numbers()), None)
+        question = None if number is None else Desk(job).question(number)
+    except SafeNeuronError:
+        return told  # its last question was edited; the page says so
+    if number is None or question is None:
+        return told
+    removal = question.removal
+    told |= {"turn": number, "seed": str(removal.seed), "tokens": str(question.max_new_tokens)}
+    told["random"] = "1" if "random" in question.arms else "0"
+    if removal.mask is not None:
+        return told | {"what": str(removal.mask)}
+    return told | {
+        "what": str(removal.study),
+        "score": removal.score,
+        "share": f"{removal.share:g}",
+    }
+
+
 def is_path(choice: str) -> bool:
     """Whether a choice of what to remove is a mask's path and no study's key."""
     return Path(choice).suffix == ".json"

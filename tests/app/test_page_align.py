@@ -108,7 +108,7 @@ def test_a_running_alignment_has_curves_and_can_be_stopped() -> None:
     look = {"kind": "held-out", "step": 3, "margin": 0.2, "kl": 0.01, "harmful": 4, "harmless": 4}
     append_event(job, look | {"refused_harmful": 3, "refused_harmless": 1})
     test = opened("align", run=job.id)
-    assert len(test.get("plotly_chart")) == 2
+    assert len(test.get("plotly_chart")) == 6
     assert "train: 3 of 9" in str(test.get("progress")[0].proto.text).replace("\\", "")
     submit(test, "Cancel")
     assert state_of(job).state == "cancelled"

@@ -7,6 +7,7 @@ from streamlit.testing.v1 import AppTest
 
 from analysis.chat import Answered, Arm, ChatRequest, Question, Removal, Said
 from analysis.store import Entry
+from app.dashboard import lab
 from app.dashboard.components.answers import VEIL, prose, veiled
 from app.dashboard.components.text import plain
 from app.jobs.chat import Desk
@@ -131,6 +132,19 @@ def test_a_conversation_goes_on_and_its_link_restores_it() -> None:
     assert "begins anew" in texts(other)
     other.chat_input[0].set_value("Afresh?").run()
     assert Desk(job).question("0003").before == ALL
+
+
+def test_the_jobs_page_leads_back_to_the_conversation() -> None:
+    study, _ = fill()
+    job, number = conversation(study)
+    address = lab.address_of(job)
+    assert (address["run"], address["turn"], address["what"]) == (job.id, number, study.key)
+    test = opened("prune_lab", **address)
+    assert prose(EVIL) in texts(test)
+    assert "begins anew" not in texts(test)
+    assert lab.address_of(create("chat", ChatRequest(model="another"))).keys() == {
+        *("run", "model", "dtype")
+    }
 
 
 def test_another_random_set_is_a_click_away() -> None:

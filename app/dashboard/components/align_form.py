@@ -160,7 +160,7 @@ def _numbers(recipe: RecipeName, preset: PresetName) -> dict[str, Any]:
         c.number_input("Tokens of a pair", 16, 32_768, USUAL["max_length"], help="At most.")
     )
     values["seed"] = int(d.number_input("Seed", 0, 2**31 - 1, USUAL["seed"]))
-    values["dtype"] = a.selectbox("Arithmetic", ("bfloat16", "float32"))
+    values["dtype"] = a.selectbox("Arithmetic", ("bfloat16", "float32"), key="align-dtype")
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -201,7 +201,9 @@ def _data() -> dict[str, Any]:
         help="A model that complies: one that refuses all has no answers to reject.",
     )
     values["rejected_from"] = rejected.strip() or None
-    values["answer_tokens"] = int(b.number_input("Answer tokens", 1, 4096, USUAL["answer_tokens"]))
+    values["answer_tokens"] = int(
+        b.number_input("Answer tokens", 1, 4096, USUAL["answer_tokens"], key="align-answer-tokens")
+    )
     return values
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from app.dashboard import data
+from app.dashboard import data, lab
 from app.dashboard.components.choose import choose_one
 from app.dashboard.components.gate import admit
 from app.dashboard.components.job import BADGES, MEANINGS, job_panel
@@ -115,7 +115,7 @@ def _details(job: Job) -> None:
             page,
             label=f"Open on {title}",
             icon=":material/arrow_forward:",
-            query_params={"run": job.id},
+            query_params=lab.address_of(job) if job.verb == "chat" else {"run": job.id},
         )
     left, right = st.columns(2)
     with left:
