@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from analysis.before_after import AFTER, BEFORE
 from analysis.redistribution import Redistribution, Side, redistribution
 from analysis.requests import DEFAULT_HARMFUL, DEFAULT_HARMLESS, IdentifyRequest, parse_request
@@ -131,6 +133,26 @@ def identify_again(study: Entry | None, model: str) -> IdentifyRequest:
     return parse_request(IdentifyRequest, {**values, "model": model})
 
 
+# What maps and masses are made of; a table may have many more columns.
+COLUMNS = ("layer", "neuron", "es", "sas", "delta")
+
+
+def scores_of(entry: Entry) -> pd.DataFrame:
+    """The columns of a study's scores that before and after are compared by.
+
+    Raises:
+        SafeNeuronError: they are gone or damaged.
+    """
+    path = entry.file("scores.parquet")
+    try:
+        return pd.read_parquet(path, columns=list(COLUMNS))
+    except (OSError, ValueError) as error:
+        raise SafeNeuronError(
+            f"the scores of {entry.title} cannot be read; 'safeneuron cache verify' sets the "
+            "damaged study aside, and identifying again makes it anew"
+        ) from error
+
+
 def moved(found: dict[str, Entry], results: dict[str, AttackResult], score: str) -> Redistribution:
     """What alignment moved, between the studies before and after.
 
@@ -145,7 +167,7 @@ def moved(found: dict[str, Entry], results: dict[str, AttackResult], score: str)
     sides = {
         when: Side(
             when,
-            data.scores(entry),
+            scores_of(entry),
             data.mask_of(entry).neuron_set(),
             attacked.get(when),
         )

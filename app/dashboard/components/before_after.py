@@ -137,7 +137,7 @@ def _maps(found: dict[str, Entry]) -> None:
             st.caption(plain(data.study_label(entry)))
             try:
                 neurons = data.mask_of(entry).neuron_set()
-                figure = safety_map_figure(data.scores(entry), neurons, score)
+                figure = safety_map_figure(alignments.scores_of(entry), neurons, score)
             except SafeNeuronError as error:
                 failure(error)
                 continue
