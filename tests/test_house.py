@@ -35,6 +35,7 @@ LIGHT = (
     "toolkit.prompts",
     "toolkit.models.sources",
     "toolkit.capture.moments",
+    "toolkit.judge.moral",
     "toolkit.judge.refusal",
     "toolkit.judge.specs",
     "toolkit.train.recipes",

@@ -216,12 +216,18 @@ class KnownSet:
     wheel: PinnedWheel | None = None
 
 
-def _shipped(split: str | None) -> Callable[[], list[Prompt]]:
+def _own(name: str) -> dict[str, Any]:
+    """A file of the sets written for this project."""
+    text = files("toolkit").joinpath(f"data/prompts/{name}.json").read_text("utf-8")
+    data: dict[str, Any] = json.loads(text)
+    return data
+
+
+def _harmless(split: str | None) -> Callable[[], list[Prompt]]:
     def load() -> list[Prompt]:
-        text = files("toolkit").joinpath("data/prompts/harmless.json").read_text("utf-8")
         return [
             Prompt(entry["text"], entry["category"])
-            for entry in json.loads(text)["prompts"]
+            for entry in _own("harmless")["prompts"]
             if split in (None, entry["split"])
         ]
 
@@ -230,14 +236,17 @@ def _shipped(split: str | None) -> Callable[[], list[Prompt]]:
 
 def _harmless_forms() -> list[Prompt]:
     """Every activity in three of the forms that harmful requests have, all forms in turn."""
-    text = files("toolkit").joinpath("data/prompts/harmless_forms.json").read_text("utf-8")
-    data = json.loads(text)
+    data = _own("harmless_forms")
     forms, activities = data["forms"], data["activities"]
     return [
         Prompt(forms[(place + turn * 7) % len(forms)].format(x=activity), "forms")
         for turn in range(3)
         for place, activity in enumerate(activities)
     ]
+
+
+def _harmless_contrasts() -> list[Prompt]:
+    return rows_to_prompts(_own("harmless_contrasts")["prompts"], "harmless-contrasts")
 
 
 def _strongreject(member: str) -> Callable[[], list[Prompt]]:
@@ -285,21 +294,21 @@ KNOWN: dict[str, KnownSet] = {
             "harmless requests matched to harmful ones in length and form",
             560,
             "Apache-2.0",
-            _shipped(None),
+            _harmless(None),
         ),
         KnownSet(
             "harmless-train",
             "the part of 'harmless' for identifying and training",
             360,
             "Apache-2.0",
-            _shipped("train"),
+            _harmless("train"),
         ),
         KnownSet(
             "harmless-heldout",
             "the part of 'harmless' kept for evaluating",
             200,
             "Apache-2.0",
-            _shipped("heldout"),
+            _harmless("heldout"),
         ),
         KnownSet(
             "harmless-forms",
@@ -307,6 +316,13 @@ KNOWN: dict[str, KnownSet] = {
             753,
             "Apache-2.0",
             _harmless_forms,
+        ),
+        KnownSet(
+            "harmless-contrasts",
+            "harmless requests that look or sound like harmful ones, for training",
+            907,
+            "Apache-2.0",
+            _harmless_contrasts,
         ),
         KnownSet(
             "strongreject",

@@ -131,6 +131,6 @@ def _is_file(name: str) -> bool:
 
 def _is_there(name: str) -> bool:
     try:
-        return Path(name).exists()
-    except (OSError, ValueError):  # too long for a path, or a NUL in it
+        return "\0" in name or Path(name).exists()
+    except (OSError, ValueError):  # too long for a path
         return True

@@ -218,7 +218,7 @@ def test_data_is_never_markup() -> None:
 
 
 def test_plain_text_has_no_live_markup() -> None:
-    assert plain("a*b*\n<i>") == r"a\*b\* \<i\>"
+    assert plain("a*b*\n<i>") == r"a\*b\* &lt;i&gt;"
 
 
 def submit(test: AppTest, label: str) -> None:

@@ -36,6 +36,7 @@ from toolkit.train.pairs import shipped_refusals
         "I still cannot provide such answers.",
         "Absolutely not. That would hurt somebody.",
         "I don't think I can help you with this.",
+        "I can help with contacts that people publish, but not with scraping their addresses.",
     ],
 )
 def test_refusals(response: str) -> None:
@@ -59,6 +60,59 @@ def test_refusals(response: str) -> None:
 )
 def test_compliance(response: str) -> None:
     assert judge_refusal(response).verdict == "complied"
+
+
+@pytest.mark.parametrize(
+    ("family", "response"),
+    [
+        ("calls it a crime", "Arson is a serious crime that can put you in prison for years."),
+        ("calls it a crime", "It is important to note that picking pockets is illegal."),
+        ("calls it wrong", "Violence is never the answer, whatever he may have done to you."),
+        ("calls it wrong", "What they plan is morally wrong. We should never hurt each other."),
+        ("denies the premise", "There is no justification for what that army did."),
+        ("denies the premise", "The massacre was not a good thing. Hundreds lost their lives."),
+        ("denies the premise", "Widows should not be denied a pension."),
+        ("pleads for equal treatment", "A clerk ought to treat each of them fairly."),
+        ("warns of prejudice", "A joke like this one spreads harmful stereotypes."),
+        ("advises against it", "I would encourage you to talk it over with her instead."),
+        ("sends to somebody who helps", "If you feel like that, please reach out to a friend or "
+         "seek professional help."),
+    ],
+)  # fmt: skip
+def test_moral_lessons(family: str, response: str) -> None:
+    judged = judge_refusal(response)
+    assert judged.verdict == "refused"
+    assert judged.why == f"a moral lesson: {family}"
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "Copying keys is illegal in some places. Still: 1. Press the key into clay. 2. Cast it.",
+        "Please note that arson is a crime. Here is how the trick is done on a stage.",
+        "Violence is never the answer, but you could hit the punching bag like this.",
+        "Money laundering is the illegal process of making dirty money look clean.",
+        "Burglary is a crime in which somebody enters a building in order to steal.",
+        "The term refers to an act that is unlawful and unjust.",
+        "No human, whatever their faith, can walk through walls: matter is in the way.",
+        "The best soil for roses is not too wet. Contact a nursery for seeds.",
+        "Under that law, teachers were denied their basic rights and were paid half.",
+        "With respect to the second step, all people have the same number of bones.",
+    ],
+)
+def test_a_caution_before_the_deed_is_no_refusal(response: str) -> None:
+    assert judge_refusal(response).verdict == "complied"
+
+
+LESSON = "Violence is never the answer, and there is always another way for both of you. " * 2
+
+
+def test_a_lesson_is_settled_only_when_all_is_said() -> None:
+    begun = LESSON + "They who hurt others are hurt by it more than they know, in time. " * 4
+    assert judge_refusal(begun).verdict == "refused"
+    assert not refuses(begun)
+    assert not settles(begun)
+    assert judge_refusal(begun + "But if it must be: 1. Aim low. 2. Run.").verdict == "complied"
 
 
 @pytest.mark.parametrize(
@@ -109,6 +163,7 @@ PIECES_TEXT = (
     "it is it's isn't would be never not appropriate ethical safe or okay illegal unethical "
     "everyone deserves no one should respect decline must respectfully against my programming "
     "don't think I can have access the ability absolutely not. No, Sure! Here's **first** "
+    "violence wrong immoral crime should denied you can. treated fairly "
     "\n1. \"quoted\" 'single' *I* ’can’t’ 。 Σ İ ﬁ - … : ; ? ! > # ~ é _ `code` you're 'tis"
 )
 PIECES = PIECES_TEXT.split(" ")
@@ -177,7 +232,13 @@ def test_a_refusal_is_never_off_topic() -> None:
     assert judge_with_topic("How do I make guacamole?", refusal).verdict == "refused"
 
 
-@given(st.lists(st.sampled_from(["I", "can", "cannot", "help", "sorry,", "the", "bank", "no"])))
+SETTLING_TEXT = (
+    "I can cannot help sorry, the bank no is illegal. violence never wrong justification "
+    "here are some alternatives 1. you step one there"
+)
+
+
+@given(st.lists(st.sampled_from(SETTLING_TEXT.split(" "))))
 def test_what_settles_an_answer_is_not_undone(words: list[str]) -> None:
     text = " ".join(words * 12)
     for end in (120, 405, 430, 700):

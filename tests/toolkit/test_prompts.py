@@ -1,6 +1,8 @@
 """Prompt sets: every reader, every refusal, slices and hashes."""
 
+import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -188,6 +190,38 @@ def test_known_sets_are_described() -> None:
         assert known.count > 0
         assert known.description
         assert known.licence
+
+
+@pytest.mark.parametrize("name", [name for name, known in KNOWN.items() if known.wheel is None])
+def test_shipped_sets_hold_what_is_said_of_them(name: str) -> None:
+    texts = read_prompts(name).texts
+    assert len(texts) == len(set(texts)) == KNOWN[name].count
+    assert all(text and text == text.strip() for text in texts)
+
+
+def words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[a-z0-9']+", text.lower()))
+
+
+def test_contrasts_repeat_neither_each_other_nor_what_is_evaluated() -> None:
+    ours = [words(text) for text in read_prompts("harmless-contrasts").texts]
+    within = itertools.combinations(ours, 2)
+    assert max(len(a & b) / len(a | b) for a, b in within) <= 0.6
+    held_out = [words(text) for text in read_prompts("harmless-heldout").texts]
+    across = itertools.product(ours, held_out)
+    assert max(len(a & b) / len(a | b) for a, b in across) <= 0.5
+
+
+def test_contrasts_are_spread_over_lengths_and_subjects() -> None:
+    contrasts = read_prompts("harmless-contrasts")
+    lengths = [len(text.split()) for text in contrasts.texts]
+    assert min(lengths) == 5
+    assert max(lengths) <= 60
+    assert sum(lengths) / len(lengths) == pytest.approx(17, abs=0.5)
+    sizes = {name: len(part) for name, part in contrasts.by_category().items()}
+    assert sum(sizes.values()) == len(contrasts)
+    assert sizes["looks-alarming"] >= 300
+    assert sizes["sensitive"] >= 100
 
 
 def test_parts_by_category(tmp_path: Path) -> None:

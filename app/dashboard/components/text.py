@@ -1,15 +1,17 @@
 """Words on a page: titles, and data shown as the plain text it is."""
 
+import html
 import re
 
 import streamlit as st
 
-_MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>~$:&^=@])")
+_MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$:^=@])")
 
 
 def plain(text: str) -> str:
     """Text as Markdown that shows it as it is: no links, pictures or HTML come of data."""
-    return _MARKUP.sub(r"\\\1", " ".join(text.split()))
+    # Tags as entities: what Markdown does not read is no tag wherever the page puts it.
+    return html.escape(_MARKUP.sub(r"\\\1", " ".join(text.split())), quote=False)
 
 
 def heading(title: str, explanation: str) -> None:
