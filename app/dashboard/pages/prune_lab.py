@@ -344,8 +344,8 @@ def _page() -> None:
     else:
         st.info(
             "Ask below. Each question goes to the model as it is and to the model without the "
-            "chosen neurons, in one batch; an answer that is no refusal stays veiled until you "
-            "ask to read it.",
+            "chosen neurons, in one batch. Answers without neurons, and any that is no refusal, "
+            "stay veiled until you ask to read them.",
             icon=":material/forum:",
         )
         if (kept := session_of(session)) is not None:
