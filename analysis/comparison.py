@@ -6,7 +6,15 @@ from typing import Any
 import pandas as pd
 
 from analysis.costs import printable_costs
-from analysis.robustness import JUDGED, AttackResult, Side, headline, succeeded
+from analysis.robustness import (
+    JUDGED,
+    AttackResult,
+    Side,
+    attack_table,
+    finding,
+    headline,
+    succeeded,
+)
 from analysis.statistics import mcnemar, two_proportions, wilson
 from toolkit.errors import SafeNeuronError
 
@@ -76,6 +84,18 @@ def _successes(result: AttackResult, setting: str, side: Side) -> dict[int, bool
         a.index: succeeded(a)
         for a in result.answers
         if (a.setting, a.seed, a.side) == (setting, None, side) and a.verdict != "skipped"
+    }
+
+
+def summary(result: AttackResult) -> dict[str, Any]:
+    """What an attack showed as plain values: the finding, the table, the costs."""
+    found = finding(result)
+    table = attack_table(result)
+    return {
+        "verdict": found.sentence if found else None,
+        "separated": found.separated if found else None,
+        "table": table.astype(object).where(table.notna(), None).to_dict("records"),
+        "costs": [cost.model_dump() for cost in result.costs],
     }
 
 

@@ -19,6 +19,7 @@ from analysis.requests import (
 from app import terminal
 from app.commands.cache import cache
 from app.commands.capability import capability
+from app.commands.chat import chat
 from app.commands.export import export, figure
 from app.commands.identify import identify, scores
 from app.commands.jobs import jobs
@@ -153,25 +154,14 @@ def attack(
         told = done.result.model_copy(update={"command": command})
         write_atomically(output, told.model_dump_json(by_alias=True, indent=1) + "\n")
     if as_json:
-        terminal.print_json(_attack_summary(done.result) | {"attack": str(path)})
+        from analysis.comparison import summary
+
+        terminal.print_json(summary(done.result) | {"attack": str(path)})
         return
     _print_attacks({model: done.result}, table)
     if done.reused:
         terminal.note("this attack was in the store: no model was run")
     terminal.say(f"attack: {path}")
-
-
-def _attack_summary(result: Any) -> dict[str, Any]:
-    from analysis.robustness import attack_table, finding
-
-    found = finding(result)
-    table = attack_table(result)
-    return {
-        "verdict": found.sentence if found else None,
-        "separated": found.separated if found else None,
-        "table": table.astype(object).where(table.notna(), None).to_dict("records"),
-        "costs": [cost.model_dump() for cost in result.costs],
-    }
 
 
 def _print_attacks(results: dict[str, Any], table_file: Path | None = None) -> None:
@@ -232,7 +222,9 @@ def compare(
         name = f"{path} ({times + 1})" if times else str(path)
         results[name] = read_attack(path)
     if as_json:
-        terminal.print_json({name: _attack_summary(result) for name, result in results.items()})
+        from analysis.comparison import summary
+
+        terminal.print_json({name: summary(result) for name, result in results.items()})
         return
     _print_attacks(results, table)
 
@@ -332,6 +324,9 @@ def align(
     seed: Annotated[int, typer.Option()] = 0,
     dtype: Annotated[Literal["float32", "bfloat16"], typer.Option()] = "bfloat16",
     force: Annotated[bool, typer.Option("--force", help="Use another model's mask.")] = False,
+    only_estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only say what memory and time it will take.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train with the mask's neurons frozen (frozen-neuron DPO), in a process of its own.
@@ -344,6 +339,9 @@ def align(
     if steps is not None and epochs is not None:
         raise SafeNeuronError("give --steps or --epochs, not both")
     request = parse_request(AlignRequest, values)
+    if only_estimate:
+        _print_estimate(request, as_json)
+        return
     with terminal.progress_bar() as progress:
         result = run_to_end("align", request, output, progress, terminal.note)
     if as_json:
@@ -352,6 +350,23 @@ def align(
     for name, value in result.items():
         terminal.say(f"{name}: {value}")
     terminal.say(f"model: {output}")
+
+
+def _print_estimate(request: AlignRequest, as_json: bool) -> None:
+    from analysis.estimate import estimate
+    from analysis.listing import size_in_words
+    from app.jobs.folder import list_jobs, state_of
+    from app.jobs.progress import duration
+
+    done = [job for job in list_jobs() if job.verb == "align" and state_of(job).state == "done"]
+    told = estimate(request, [job.folder for job in done])
+    if as_json:
+        terminal.print_json(asdict(told) | {"memory": told.memory})
+        return
+    least, most = map(duration, told.seconds)
+    terminal.say(f"steps: {told.steps} of {request.batch_size} pairs")
+    terminal.say(f"training: about {least if least == most else f'{least} to {most}'}")
+    terminal.say(f"memory: about {size_in_words(told.memory)}")
 
 
 @app.command()
@@ -476,6 +491,7 @@ app.command()(overlap)
 app.command()(export)
 app.command()(figure)
 app.command()(redteam)
+app.command()(chat)
 app.command()(rounds)
 
 

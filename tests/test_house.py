@@ -64,7 +64,11 @@ LIGHT = (
     "analysis.topics",
     "analysis.evidence.page",
     "analysis.capability",
+    "analysis.chat",
+    "analysis.estimate",
+    "app.about",
     "app.cli",
+    "app.jobs.chat",
     "app.jobs.folder",
 )
 

@@ -15,6 +15,8 @@ from toolkit.rows import RowPlans
 
 # Tokens between two looks at whether a text is settled: a look decodes every row.
 LOOK_EVERY = 4
+OnTokens = Callable[[int, Sequence[int]], None]
+"""Hears of a row, by its place in the batch, the tokens of its answer so far."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def answer_batch(
     plans: RowPlans | None = None,
     plan_of: Sequence[int] = (),
     prefix: SharedPrefix | None = None,
+    on_tokens: OnTokens | None = None,
 ) -> list[Reply]:
     """Answer the rows of one batch, padded on the left.
 
@@ -145,10 +148,12 @@ def answer_batch(
         plans: what is done to the model, already attached; None for nothing.
         plan_of: for each row the place of its plan in ``plans``.
         prefix: what the prompts begin with, under these plans.
+        on_tokens: hears after every token of a row the tokens of its answer so far; what it
+            raises ends the batch.
     """
     batch = _batch(loaded, prompts, generator, plans, plan_of, prefix)
     replies = [Reply("", 0)] * len(prompts)
-    for place, tokens, broken in batch.run(max_new_tokens, settled):
+    for place, tokens, broken in batch.run(max_new_tokens, settled, on_tokens):
         text = loaded.tokenizer.decode(tokens, skip_special_tokens=True)
         replies[place] = Reply(text, len(tokens), broken)
     return replies
@@ -217,7 +222,10 @@ class AnswerBatch:
         self._ends = set(ends) if isinstance(ends, list) else {ends}
 
     def run(
-        self, max_new_tokens: int, settled: Callable[[str], bool] | None
+        self,
+        max_new_tokens: int,
+        settled: Callable[[str], bool] | None,
+        on_tokens: OnTokens | None = None,
     ) -> list[tuple[int, list[int], bool]]:
         """Each row's place, the tokens of its answer and whether its logits broke."""
         rows = list(range(len(self._ids)))
@@ -231,6 +239,8 @@ class AnswerBatch:
             for row, token, bad in zip(rows, chosen.tolist(), broken, strict=True):
                 if not bad:
                     tokens[row].append(token)
+                    if on_tokens is not None:
+                        on_tokens(row, tokens[row])
             look = settled is not None and step % LOOK_EVERY == 0
             over = [
                 bad

@@ -12,7 +12,6 @@ from plotly.subplots import make_subplots
 from analysis.figures.style import (
     BLUE,
     DIVERGING,
-    GREEN,
     INK,
     NAMES,
     PANELS,
@@ -206,7 +205,8 @@ def attack_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(range=[0, 104])
     figure.update_yaxes(title="answers, %", col=1)
     figure.update_annotations(font={"color": INK, "size": 13})
-    return legend_below(styled(figure, 400))
+    # Names of settings are turned where they have little room, and need it below them.
+    return legend_below(styled(figure, 430)).update_layout(legend={"y": -0.26}, margin={"b": 110})
 
 
 def compare_figure(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
@@ -241,70 +241,5 @@ def compare_figure(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
     figure.update_yaxes(range=[0, 104])
     figure.update_yaxes(title="answers, %", col=1)
     figure.update_annotations(font={"color": INK, "size": 13})
-    return legend_below(styled(figure, 400))
-
-
-def training_figure(events: pd.DataFrame) -> go.Figure:
-    """Loss, rewards and accuracy over the steps of a training run.
-
-    Args:
-        events: one row a step; columns ``step``, ``loss``, and where they were logged
-            ``margin``, ``chosen``, ``rejected`` (rewards: beta times the log-ratio to the
-            reference) and ``accuracy`` (share of pairs whose chosen side is preferred).
-    """
-    titles = ("loss", "reward", "preferred, %")
-    figure = make_subplots(cols=3, subplot_titles=titles, horizontal_spacing=0.08)
-    curves = [("loss", 1, BLUE, "solid", 1.0), ("margin", 2, GREEN, "solid", 1.0)]
-    curves += [("chosen", 2, BLUE, "dot", 1.0), ("rejected", 2, VERMILION, "dash", 1.0)]
-    curves += [("accuracy", 3, GREEN, "solid", 100.0)]
-    for name, column, color, dash, factor in curves:
-        if name not in events:
-            continue
-        figure.add_scatter(
-            x=events["step"].to_numpy(),
-            y=factor * events[name].to_numpy(dtype=np.float64),
-            mode="lines+markers" if len(events) < 40 else "lines",
-            name=name,
-            showlegend=column == 2,
-            line={"color": color, "width": 2, "dash": dash},
-            marker={"size": 4},
-            hovertemplate="step %{x}: %{y:.4g}<extra>" + name + "</extra>",
-            row=1,
-            col=column,
-        )
-    figure.update_xaxes(title="step")
-    figure.update_yaxes(range=[0, 104], col=3)
-    figure.update_annotations(font={"color": INK, "size": 13})
-    return legend_below(styled(figure, 330)).update_layout(legend={"y": -0.3})
-
-
-def held_out_figure(looks: pd.DataFrame) -> go.Figure:
-    """Margin, divergence and refusals of what is held out, over the steps of training.
-
-    Args:
-        looks: one row a look; columns ``step``, ``margin``, ``kl``, ``refused_harmful`` of
-            ``harmful`` prompts and ``refused_harmless`` of ``harmless`` ones.
-    """
-    titles = ("held-out margin", "KL, nats a token", "refused, %")
-    figure = make_subplots(cols=3, subplot_titles=titles, horizontal_spacing=0.08)
-    curves = [("margin", 1, GREEN, looks["margin"]), ("KL", 2, BLUE, looks["kl"])]
-    for side, color in (("harmful", BLUE), ("harmless", VERMILION)):
-        asked = looks[side].where(looks[side] > 0)
-        curves.append((side, 3, color, 100 * looks[f"refused_{side}"] / asked))
-    for name, column, color, values in curves:
-        figure.add_scatter(
-            x=looks["step"].to_numpy(),
-            y=values.to_numpy(dtype=np.float64),
-            mode="lines+markers",
-            name=name,
-            showlegend=column == 3,
-            line={"color": color, "width": 2},
-            marker={"size": 5},
-            hovertemplate="step %{x}: %{y:.4g}<extra>" + name + "</extra>",
-            row=1,
-            col=column,
-        )
-    figure.update_xaxes(title="step")
-    figure.update_yaxes(range=[0, 104], col=3)
-    figure.update_annotations(font={"color": INK, "size": 13})
-    return legend_below(styled(figure, 330)).update_layout(legend={"y": -0.3})
+    # Names of settings are turned where they have little room, and need it below them.
+    return legend_below(styled(figure, 430)).update_layout(legend={"y": -0.26}, margin={"b": 110})

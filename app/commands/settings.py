@@ -1,5 +1,6 @@
 """``safeneuron settings``: the queue, the devices, the launcher; what the Settings page shows."""
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -51,3 +52,26 @@ def settings_unset(name: str) -> None:
     """Return a setting to its default."""
     change_setting(name, None)
     terminal.say(f"{name}: default")
+
+
+@settings.command("about")
+def settings_about(as_json: Json = False) -> None:
+    """Say where things are kept and how large they are, on what jobs run, what is installed."""
+    from analysis.listing import size_in_words
+    from app.about import devices_now, places, queue_place, versions, workers_now
+    from toolkit.home import home
+
+    kept = places()
+    if as_json:
+        told = {"home": str(home()), "places": [asdict(place) for place in kept]}
+        told |= {"queue": queue_place(), "devices": devices_now(), "workers": workers_now()}
+        terminal.print_json(told | {"versions": versions()})
+        return
+    terminal.say(f"home: {home()}")
+    sizes = [(place.name, size_in_words(place.size), str(place.files)) for place in kept]
+    terminal.print_table("kept", ("folder", "size", "files"), sizes)
+    terminal.say(f"queue: {queue_place()}")
+    for title, rows in (("devices", devices_now()), ("workers", workers_now())):
+        if rows:
+            terminal.print_table(title, list(rows[0]), [list(row.values()) for row in rows])
+    terminal.print_table("versions", ("package", "version"), list(versions().items()))

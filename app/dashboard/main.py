@@ -16,8 +16,14 @@ st.navigation(
         st.Page(
             PAGES / "safety_map.py", title="Safety map", icon=":material/grid_on:", default=True
         ),
+        st.Page(
+            PAGES / "prune_lab.py", title="Prune lab", icon=":material/forum:", url_path="prune-lab"
+        ),
         st.Page(PAGES / "attack.py", title="Attack", icon=":material/bolt:", url_path="attack"),
         st.Page(PAGES / "align.py", title="Align", icon=":material/shield:", url_path="align"),
-        st.Page(PAGES / "runs.py", title="Runs", icon=":material/list:", url_path="runs"),
+        st.Page(PAGES / "jobs.py", title="Jobs", icon=":material/list:", url_path="jobs"),
+        st.Page(
+            PAGES / "settings.py", title="Settings", icon=":material/tune:", url_path="settings"
+        ),
     ]
 ).run()

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from app.jobs.folder import Job
@@ -10,13 +11,18 @@ from toolkit.files import canonical_json
 
 
 def append_event(job: Job, event: dict[str, Any]) -> None:
+    """Append one event of a job with its time."""
+    append_line(job.file("events.jsonl"), event)
+
+
+def append_line(path: Path, event: dict[str, Any]) -> None:
     """Append one event with its time; a torn line before it is closed first.
 
     ``clock`` runs on evenly when the time of day is set.
     """
     stamps = {"time": round(time.time(), 3), "clock": round(time.monotonic(), 3)}
     line = canonical_json(stamps | event) + "\n"
-    with job.file("events.jsonl").open("ab+") as stream:
+    with path.open("ab+") as stream:
         if stream.tell():
             stream.seek(-1, os.SEEK_END)
             if stream.read(1) != b"\n":
@@ -25,13 +31,18 @@ def append_event(job: Job, event: dict[str, Any]) -> None:
 
 
 def events(job: Job, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """The events from a byte offset on, and the offset to go on from.
+    """The events of a job from a byte offset on, and the offset to go on from."""
+    return read_lines(job.file("events.jsonl"), offset)
+
+
+def read_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """The events in a file from a byte offset on, and the offset to go on from.
 
     A last line still being written is left for the next call; one torn by a kill is
     passed over.
     """
     try:
-        with job.file("events.jsonl").open("rb") as stream:
+        with path.open("rb") as stream:
             stream.seek(offset)
             data = stream.read()
     except FileNotFoundError:

@@ -78,7 +78,7 @@ class Job:
 
     Args:
         id: sorts by time of creation.
-        verb: identify, attack, align or rounds.
+        verb: identify, attack, align, rounds or chat.
         request: the request's fields, JSON values.
         folder: where its files are.
         created: when, in UTC.

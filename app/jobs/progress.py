@@ -29,7 +29,9 @@ class HowFar:
 
     def __str__(self) -> str:
         text = f"{self.stage}: {self.done} of {self.total}"
-        return text if self.left is None else f"{text}, about {duration(self.left)} left"
+        if self.left is None or self.done >= self.total:
+            return text
+        return f"{text}, about {duration(self.left)} left"
 
 
 def duration(seconds: float) -> str:

@@ -167,6 +167,10 @@ def work(running: Running) -> dict[str, Any] | None:
         done = attack(parse_request(AttackRequest, job.request), running.progress)
         entry = done.entry
         return {"entry": entry.key, "attack": str(entry.file("attack.json")), "reused": done.reused}
+    if job.verb == "chat":
+        from app.jobs.chat import keep_answering
+
+        return keep_answering(running)
     if job.verb == "rounds":
         from analysis.rounds import rounds
 

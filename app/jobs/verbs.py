@@ -2,6 +2,7 @@
 
 from typing import Any, Literal, get_args
 
+from analysis.chat import ChatRequest
 from analysis.requests import (
     AlignRequest,
     AttackRequest,
@@ -12,13 +13,14 @@ from analysis.requests import (
 )
 from toolkit.errors import SafeNeuronError
 
-Verb = Literal["identify", "attack", "align", "rounds"]
+Verb = Literal["identify", "attack", "align", "rounds", "chat"]
 VERBS: tuple[Verb, ...] = get_args(Verb)
 REQUESTS: dict[Verb, type[Request]] = {
     "identify": IdentifyRequest,
     "attack": AttackRequest,
     "align": AlignRequest,
     "rounds": RoundsRequest,
+    "chat": ChatRequest,
 }
 TRAINING: frozenset[Verb] = frozenset({"align", "rounds"})
 

@@ -10,12 +10,11 @@ from analysis.figures import (
     BACKGROUND,
     attack_figure,
     compare_figure,
-    held_out_figure,
     layer_fraction_figure,
     safety_map_figure,
     score_histogram,
-    training_figure,
 )
+from analysis.figures.training import held_out_figures, training_figures
 from analysis.scores.table import score_table
 from analysis.statistics import wilson
 from toolkit.capture.moments import Moments
@@ -155,10 +154,12 @@ def test_comparison_escapes_names() -> None:
 
 def test_training_curves_draw_what_was_logged() -> None:
     steps = pd.DataFrame({"step": [1, 2], "loss": [0.7, 0.5], "accuracy": [0.5, 1.0]})
-    figure = training_figure(steps)
-    curves = {trace.name: list(trace.y) for trace in figure.data}
+    figures = training_figures(steps)
+    assert list(figures) == ["loss", "reward", "preferred"]
+    curves = {trace.name: list(trace.y) for f in figures.values() for trace in f.data}
     assert curves == {"loss": [0.7, 0.5], "accuracy": [50.0, 100.0]}
-    json.loads(figure.to_json())
+    for figure in figures.values():
+        json.loads(figure.to_json())
 
 
 def test_held_out_looks() -> None:
@@ -173,12 +174,13 @@ def test_held_out_looks() -> None:
             "harmless": [4, 4],
         }
     )
-    figure = held_out_figure(looks)
-    curves = {trace.name: list(trace.y) for trace in figure.data}
+    figures = held_out_figures(looks)
+    curves = {trace.name: list(trace.y) for f in figures.values() for trace in f.data}
     assert curves == {
         "margin": [0.0, 1.5],
         "KL": [0.0, 0.02],
         "harmful": [25.0, 50.0],
         "harmless": [0.0, 25.0],
     }
-    json.loads(figure.to_json())
+    for figure in figures.values():
+        json.loads(figure.to_json())

@@ -6,8 +6,9 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from analysis.figures import BLUE, GREEN, INK, SERIES, VERDICTS, VERMILION, safety_map_figure
 from analysis.figures import layer_fraction_figure as by_layer
+from analysis.figures import safety_map_figure
+from analysis.figures.style import BLUE, GREEN, INK, SERIES, VERDICTS, VERMILION
 from analysis.figures.themes import DARK, LIGHT, Paper, on_paper
 from app.dashboard.theme import THEME
 from toolkit.neurons import NeuronSet

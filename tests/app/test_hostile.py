@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from analysis.chat import ChatRequest, Question, Removal
 from analysis.requests import (
     AlignRequest,
     AttackRequest,
@@ -22,7 +23,7 @@ from app.dashboard.inside import JUDGES, MODELS, PAIRS, PROMPTS, is_inside, requ
 from app.jobs.folder import create, list_jobs, read_folder
 from app.jobs.run import run
 from app.serve import FLAGS
-from tests.app.test_pages import MAIN, PAGES, fill, opened, texts
+from tests.app.test_pages import MAIN, PAGES, SAY_WHAT_TO_DO, fill, opened, texts
 from toolkit.errors import SafeNeuronError
 from toolkit.files import read_text
 from toolkit.masks import LARGEST_MASK, parse_mask, read_mask
@@ -45,7 +46,8 @@ EVIL_VALUES = (
     "",
 )
 PARAMETERS = ("study", "attacks", "run", "mask", "model", "method", "by", "tau_es", "top")
-PARAMETERS += ("layer", "neuron", "color")
+PARAMETERS += ("layer", "neuron", "color", "what", "score", "share", "seed", "random", "sample")
+PARAMETERS += ("tokens", "dtype", "turn", "state", "side", "setting", "recipe", "preset", "data")
 
 
 def one_line(error: BaseException) -> str:
@@ -131,7 +133,8 @@ def test_no_page_raises_on_a_broken_entry(manifest: str, own_home: Path) -> None
             path.write_text(json.dumps(made), "utf-8")
         else:
             path.write_text(manifest, "utf-8")
-    for page in PAGES:
+    opened("settings")
+    for page in SAY_WHAT_TO_DO:
         assert "safeneuron demo" in texts(opened(page))
 
 
@@ -186,8 +189,10 @@ def test_pages_read_nothing_outside(asked: Request, own_home: Path) -> None:
 
 
 REQUESTS = (IdentifyRequest, AttackRequest, AlignRequest, RedTeamRequest, RoundsRequest)
-# Texts in requests that are neither a path nor a name: scores, and expressions of them.
-NAMES_NOTHING = {"method", "tau", "share", "also"}
+REQUESTS += (ChatRequest, Removal, Question)
+# Texts in requests that are neither a path nor a name: scores, and expressions of them; a
+# study's key; what is said to a model.
+NAMES_NOTHING = {"method", "tau", "share", "also", "study", "score", "prompt"}
 
 
 @pytest.mark.parametrize("kind", REQUESTS, ids=lambda kind: kind.__name__)

@@ -14,9 +14,9 @@ import pytest
 
 from app.jobs import queue, worker
 from app.jobs.events import events, result_of
-from app.jobs.folder import Job, cancel, create, settle, state_of
+from app.jobs.folder import Job, Phase, cancel, change_state, create, settle, state_of
 from app.jobs.process import MARK, marked
-from tests.app.test_jobs import fake, lives, wait_for
+from tests.app.test_jobs import fake, free_port, lives, wait_for
 from toolkit.home import home
 
 # A job whose work counts in a file that it saves, and goes on from there; its requests' model
@@ -256,6 +256,49 @@ def test_a_worker_told_to_stop_leaves_its_job_for_the_next(workers: list[Process
     start_worker(workers)
     wait_for(lambda: state_of(job).state == "done")
     assert starts(job) == 2
+
+
+@pytest.mark.parametrize("phase", ["failed", "cancelled", "lost", "done"])
+def test_a_worker_killed_leaves_what_is_over_as_it_is(workers: list[Process], phase: Phase) -> None:
+    """The next one neither starts it again nor changes what is said of it."""
+    job = create("identify", fake())
+    change_state(job, lambda old: old.model_copy(update={"state": phase, "error": "why"}))
+    kill(start_worker(workers))
+    waits = queue.launch("identify", fake(count=3))
+    start_worker(workers)
+    wait_for(lambda: state_of(waits).state == "done")
+    assert (state_of(job).state, state_of(job).error) == (phase, "why")
+    assert starts(job) == 0
+
+
+def test_the_app_killed_while_a_job_runs_and_started_again() -> None:
+    """The worker goes with it and has the job save; the next one goes on from there."""
+    job = queue.launch("identify", fake(count=100))
+    first = start_serving()
+    wait_for(lambda: counted(job))
+    children = psutil.Process(first.pid).children(recursive=True)
+    kill(first)
+    psutil.wait_procs(children, timeout=120)
+    assert not [child for child in children if child.is_running()]
+    assert state_of(job).state == "queued"
+    assert not marked(job.folder)
+    kept = int(job.file("kept.txt").read_text("utf-8"))
+    second = start_serving()
+    try:
+        wait_for(lambda: state_of(job).state == "done", 120)
+    finally:
+        second.terminate()
+        second.wait(120)
+    result = result_of(job)
+    assert result is not None
+    assert result["began"] >= kept > 0
+    assert starts(job) == 2
+
+
+def start_serving() -> Process:
+    """The dashboard with a worker whose jobs count."""
+    code = f"import app.serve as s; s.WORKER = {WORKER!r}; s.serve({free_port()}, '127.0.0.1')"
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
 
 
 def test_one_worker_a_home(workers: list[Process]) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -18,27 +19,30 @@ from analysis.scores.table import score_table
 from analysis.select import Selection, select_parts
 from analysis.store import Entry, Store
 from app.dashboard.components.text import plain
-from app.jobs.events import append_event
-from app.jobs.folder import change_state, create, list_jobs, read_job, state_of
+from app.jobs.folder import create, list_jobs, read_job
 from app.jobs.progress import how_far, training_steps
 from toolkit.capture.moments import Moments
 from toolkit.masks import MaskFile, MaskPrompts, MethodInfo, ModelInfo, PromptsInfo, parse_mask
 
 MAIN = str(Path(app.dashboard.__file__).parent / "main.py")
-PAGES = {name: f"pages/{name}.py" for name in ("safety_map", "attack", "align", "runs")}
+NAMES = ("safety_map", "prune_lab", "attack", "align", "jobs", "settings")
+PAGES = {name: f"pages/{name}.py" for name in NAMES}
+# Pages that say what to do while there is nothing; the settings are always there.
+SAY_WHAT_TO_DO = [name for name in PAGES if name != "settings"]
 WIDTHS = [40, 40, 20]
+SELECTION = Selection("es+sas", 1.0, 1.5)
+PROMPTS = PromptsInfo(name="some", sha256="b" * 64, count=2)
 EVIL = "<img src=x onerror=alert(1)> [a](http://b) :red[c]"
 
 
-def fill(evil: bool = False) -> tuple[Entry, Entry]:
-    """A study of random moments and an attack with its mask, through the real store."""
-    rng = np.random.default_rng(0)
+def drawn(name: str = "a-model", seed: int = 0) -> tuple[pd.DataFrame, MaskFile]:
+    """The scores and the mask of a study of random moments."""
+    rng = np.random.default_rng(seed)
     sides = [
         [Moments(9, rng.normal(size=w), rng.uniform(1, 2, size=w)) for w in WIDTHS]
         for _ in range(2)
     ]
     table = score_table(*sides)
-    name = EVIL if evil else "a-model"
     model = ModelInfo(
         source=name,
         fingerprint="a" * 64,
@@ -46,33 +50,45 @@ def fill(evil: bool = False) -> tuple[Entry, Entry]:
         layers=len(WIDTHS),
         neurons_per_layer=WIDTHS,
     )
-    prompts = PromptsInfo(name="some", sha256="b" * 64, count=2)
-    selection = Selection("es+sas", 1.0, 1.5)
-    parts = select_parts(table, WIDTHS, selection)
+    parts = select_parts(table, WIDTHS, SELECTION)
     mask = MaskFile.of(
         parts["es"] | parts["sas"],
         model,
-        MethodInfo(name="es+sas", parameters={**selection.parameters(), "position": "last"}),
-        MaskPrompts(harmful=prompts, harmless=prompts),
+        MethodInfo(name="es+sas", parameters={**SELECTION.parameters(), "position": "last"}),
+        MaskPrompts(harmful=PROMPTS, harmless=PROMPTS),
         parts,
     )
+    return table, mask
 
-    def write_study(folder: Path) -> None:
+
+def save_study(name: str = "a-model", seed: int = 0) -> Entry:
+    """Such a study, through the real store."""
+    table, mask = drawn(name, seed)
+
+    def write(folder: Path) -> None:
         table.to_parquet(folder / "scores.parquet", index=False)
         mask.write(folder / "mask.json")
 
-    facts = {"model": name, "fingerprint": model.fingerprint, "architecture": "llama"}
+    facts = {"model": name, "fingerprint": mask.model.fingerprint, "architecture": "llama"}
     facts |= {"widths": WIDTHS, "count": mask.count, "fraction": mask.fraction}
-    facts |= {"method": "es+sas", "position": "last", "parameters": selection.parameters()}
+    facts |= {"method": "es+sas", "position": "last", "parameters": SELECTION.parameters()}
     facts |= {"harmful": "some", "harmless": "some"}
-    study = Store().save("identify", {"of": name}, "a study", facts, write_study)
-    settings = [Setting(name="ORI", neurons=0), Setting(name="FULL", neurons=mask.count)]
+    return Store().save("identify", {"of": name}, "a study", facts, write)
+
+
+def attack_result(name: str = "a-model", lucky: bool = False) -> AttackResult:
+    """An attack with the study's mask; a lucky one has no success at all."""
+    _, mask = drawn(name)
+    sizes = {"ORI": 0, "FULL": mask.count}
+    settings = [Setting(name=setting, neurons=size) for setting, size in sizes.items()]
+    settings += [Setting(name="RANDOM", neurons=mask.count, seed=seed) for seed in range(2)]
     answers = [
         Answer(
             setting=setting.name,
+            seed=setting.seed,
             side=side,
             index=index,
-            verdict="complied" if setting.name == "FULL" and index else "refused",
+            verdict="complied" if setting.name == "FULL" and index and not lucky else "refused",
             why="opening",
             response=EVIL,
         )
@@ -80,18 +96,18 @@ def fill(evil: bool = False) -> tuple[Entry, Entry]:
         for side in ("harmful", "harmless", "over-refusal")
         for index in range(2)
     ]
-    sums = [[Sums(4, kl, 2.0), Sums(4, 2 * kl, 3.0)] for kl in (0.0, 1.0)]
-    result = AttackResult(
-        model=model,
+    sums = [[Sums(4, kl, 2.0), Sums(4, 2 * kl, 3.0)] for kl in (0.0, 1.0, 0.5, 0.5)]
+    return AttackResult(
+        model=mask.model,
         mask=MaskInfo(
             sha256=mask.sha256,
             count=mask.count,
             fraction=mask.fraction,
             method=mask.method,
-            fingerprint=model.fingerprint,
+            fingerprint=mask.model.fingerprint,
         ),
         settings=settings,
-        prompts={"harmful": prompts, "harmless": prompts, "over-refusal": prompts},
+        prompts={"harmful": PROMPTS, "harmless": PROMPTS, "over-refusal": PROMPTS},
         generation=Generation(max_new_tokens=4, dtype="float32", batch_size=2),
         judge="refusal/1",
         answers=answers,
@@ -99,14 +115,23 @@ def fill(evil: bool = False) -> tuple[Entry, Entry]:
         costs=costs_of(settings, sums),
     )
 
-    def write_attack(folder: Path) -> None:
-        text = result.model_dump_json(by_alias=True)
-        (folder / "attack.json").write_text(text, "utf-8")
 
-    summary = {"model": name, "fingerprint": model.fingerprint, "mask": mask.sha256}
-    summary |= {"count": mask.count, "fraction": mask.fraction, "success": {"FULL": 0.5}}
-    attack = Store().save("attack", {"of": name}, "an attack", summary, write_attack)
-    return study, attack
+def save_attack(result: AttackResult, of: str) -> Entry:
+    """An attack, through the real store."""
+
+    def write(folder: Path) -> None:
+        (folder / "attack.json").write_text(result.model_dump_json(by_alias=True), "utf-8")
+
+    summary = {"model": result.model.source, "fingerprint": result.model.fingerprint}
+    summary |= {"mask": result.mask.sha256, "count": result.mask.count}
+    summary |= {"fraction": result.mask.fraction, "success": {"FULL": 0.5}}
+    return Store().save("attack", {"of": of}, "an attack", summary, write)
+
+
+def fill(evil: bool = False) -> tuple[Entry, Entry]:
+    """A study of random moments and an attack with its mask."""
+    name = EVIL if evil else "a-model"
+    return save_study(name), save_attack(attack_result(name), name)
 
 
 def opened(page: str, **query: str) -> AppTest:
@@ -128,7 +153,7 @@ def texts(test: AppTest) -> str:
     return "\n".join(str(element.value) for element in shown)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", SAY_WHAT_TO_DO)
 def test_an_empty_store_says_what_to_do(page: str) -> None:
     assert "safeneuron demo" in texts(opened(page))
 
@@ -158,8 +183,6 @@ def test_a_link_restores_the_map() -> None:
 
 
 def test_number_fields_show_a_neuron_as_the_table_has_it() -> None:
-    import pandas as pd
-
     study, _ = fill()
     test = opened("safety_map")
     test.number_input(key="layer").set_value(1).run()
@@ -186,25 +209,6 @@ def test_a_selection_is_kept_for_an_attack(own_home: Path) -> None:
     assert test.title[0].value == "Attack"
 
 
-def test_responses_stay_hidden_until_asked_for() -> None:
-    fill()
-    test = opened("attack")
-    assert not test.code
-    toggle = next(t for t in test.toggle if "responses" in t.label and "Show" in t.label)
-    toggle.set_value(True).run()
-    assert [box.value for box in test.code] == [EVIL] * 2
-
-
-def test_costs_and_over_refusal_are_shown() -> None:
-    fill()
-    test = opened("attack")
-    tables = [frame.value for frame in test.dataframe]
-    (every,) = [table for table in tables if "prompts" in table and "removed" in table]
-    assert set(every["prompts"]) == {"harmful", "harmless", "over-refusal"}
-    (costs,) = [table for table in tables if "perplexity" in table]
-    assert costs["KL, nats a token"].tolist() == ["0 [0, 0]", "0.375 [0.25, 0.5]"]
-
-
 def test_data_is_never_markup() -> None:
     fill(evil=True)
     for page in PAGES:
@@ -222,21 +226,6 @@ def submit(test: AppTest, label: str) -> None:
     assert not test.exception
 
 
-def test_the_align_form_makes_one_job() -> None:
-    study, _ = fill()
-    test = opened("align")
-    next(n for n in test.number_input if n.label == "Steps").set_value(4)
-    submit(test, "Align")
-    [job] = list_jobs()
-    assert (job.verb, job.request["model"], job.request["steps"]) == ("align", "a-model", 4)
-    assert job.request["mask"] == str(study.file("mask.json"))
-    assert test.query_params["run"] in (job.id, [job.id])
-    submit(test, "Cancel")
-    assert state_of(job).state == "cancelled"
-    submit(test, "Go on")
-    assert state_of(job).state == "queued"
-
-
 def test_identify_and_attack_forms_make_jobs() -> None:
     fill()
     submit(opened("safety_map"), "Identify")
@@ -244,16 +233,6 @@ def test_identify_and_attack_forms_make_jobs() -> None:
     made = {job.verb: job.request for job in list_jobs()}
     IdentifyRequest.model_validate(made["identify"])
     AttackRequest.model_validate_json(json.dumps(made["attack"]))
-
-
-@pytest.mark.parametrize("page", ["align", "runs"])
-def test_a_failed_job_says_why(page: str) -> None:
-    job = create("align", AlignRequest(model="a-model"))
-    failed = {"state": "failed", "error": "no model <b>x</b>; give another"}
-    change_state(job, lambda old: old.model_copy(update=failed))
-    append_event(job, {"kind": "train", "step": 1, "total": 4, "loss": 0.7, "margin": 0.0})
-    test = opened(page, run=job.id)
-    assert [error.value for error in test.error] == [plain("no model <b>x</b>; give another")]
 
 
 def test_an_address_with_no_such_job_is_answered() -> None:

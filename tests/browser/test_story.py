@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Page, expect
 
+from app.dashboard.components.answers import VEIL
+from app.jobs.chat import Desk
 from app.jobs.folder import Job, read_folder, state_of
 from tests.browser.conftest import Dashboard
 
@@ -70,17 +72,22 @@ def test_a_link_restores_the_view(page: Page, dashboard: Dashboard) -> None:
 
 def start_alignment(page: Page, dashboard: Dashboard, steps: int) -> Job:
     page.goto(f"{dashboard.url}/align")
-    form = page.locator("[data-testid=stForm]")
-    form.wait_for(state="attached")
-    if not form.is_visible():
+    button = page.get_by_role("button", name="Align", exact=True)
+    button.wait_for(state="attached")
+    if not button.is_visible():
         page.get_by_text("Start an alignment").click()
-    fields = {"Harmful prompts for pairs": dashboard.prompts["harmful"]}
-    fields |= {"Harmless prompts for pairs": dashboard.prompts["harmless"]}
-    for label, value in (fields | {"Steps": steps, "Pairs a step": 2, "Answer tokens": 6}).items():
-        form.get_by_label(label, exact=True).fill(str(value))
-        form.get_by_label(label, exact=True).press("Tab")
+    made = {"Harmful prompts for pairs": dashboard.prompts["harmful"], "Answer tokens": 6}
+    made |= {"Harmless prompts for pairs": dashboard.prompts["harmless"]}
+    for tab, fields in (("Numbers", {"Steps": steps, "Pairs a step": 2}), ("Data", made)):
+        page.get_by_role("tab", name=tab).click()
+        for label, value in fields.items():
+            field = page.get_by_label(label, exact=True).last
+            field.fill(str(value))
+            field.press("Tab")
+            # Every change says anew what it takes.
+            page.wait_for_timeout(500)
     before = set(dashboard.runs("align"))
-    form.get_by_role("button", name="Align").click()
+    button.click()
     wait_for(lambda: len(dashboard.runs("align")) > len(before))
     [folder] = set(dashboard.runs("align")) - before
     page.wait_for_url(re.compile(f"run={folder.name}"))
@@ -140,11 +147,42 @@ def test_cancel_stops_a_long_alignment(page: Page, dashboard: Dashboard) -> None
     expect(page.locator(".stMarkdownBadge").first).to_contain_text("cancelled")
 
 
+def test_the_prune_lab_answers_whole_pruned_and_random(page: Page, dashboard: Dashboard) -> None:
+    page.goto(f"{dashboard.url}/prune-lab?share=0.2&tokens=12")
+    expect(page.get_by_text(re.compile(r"Removes 38 of 192 neurons"))).to_be_visible()
+    prompt = "How do I <b>paint</b> a boat?"
+    page.get_by_label("Ask the model").fill(prompt)
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile("turn=0001"))
+    wait_for(lambda: len(dashboard.runs("chat")) == 1)
+    job = read_folder(dashboard.runs("chat")[0])
+    wait_for(lambda: Desk(job).told("0001").phase == "answered")
+    said = Desk(job).told("0001").answers
+    expect(page.get_by_text(prompt, exact=True)).to_be_visible()
+    for arm in ("pruned", "random"):
+        box = page.locator(f".st-key-box-{job.id}-0001-{arm}")
+        expect(box).to_contain_text(VEIL)
+        page.locator(f".st-key-lifted-{job.id}-0001-{arm} label").click()
+        expect(box).not_to_contain_text(VEIL)
+        words = re.findall(r"[A-Za-z]{4,}", said[arm].text)
+        for word in words[:3]:
+            expect(box).to_contain_text(word)
+    # Who is sent the address sees the same, veiled.
+    second = page.context.new_page()
+    second.goto(page.url)
+    expect(second.get_by_text(prompt, exact=True)).to_be_visible()
+    expect(second.locator(f".st-key-box-{job.id}-0001-pruned")).to_contain_text(VEIL)
+    second.get_by_role("button", name="Close the model").click()
+    wait_for(lambda: state_of(job).state == "cancelled")
+    second.close()
+
+
 def test_a_narrow_screen_does_not_scroll_sideways(page: Page, dashboard: Dashboard) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
-    for place in ("", "attack", "align", "runs"):
+    for place in ("", "prune-lab", "attack", "align", "jobs", "settings"):
         page.goto(f"{dashboard.url}/{place}")
         page.wait_for_selector("h1")
         page.wait_for_timeout(1500)
-        main = page.locator("[data-testid=stMain]")
-        assert main.evaluate("e => e.scrollWidth - e.clientWidth") <= 1
+        # A page with a chat has another main part.
+        main = page.locator("[data-testid=stMain], [data-testid=stAppScrollToBottomContainer]")
+        assert main.first.evaluate("e => e.scrollWidth - e.clientWidth") <= 1

@@ -1,13 +1,22 @@
-"""Attack results on a page: bars, table, and the responses on request."""
+"""Attack results on a page: bars, tables, downloads, and the responses on request."""
 
 from collections.abc import Mapping
 
 import pandas as pd
 import streamlit as st
 
+from analysis.comparison import compare_attacks, costs_markdown, markdown, printable, summary
 from analysis.costs import printable_costs
 from analysis.figures import attack_figure, compare_figure
-from analysis.robustness import AttackResult, answers_frame, attack_table, finding, headline
+from analysis.results import provenance
+from analysis.robustness import (
+    AttackResult,
+    Side,
+    answers_frame,
+    attack_table,
+    finding,
+    headline,
+)
 from app.dashboard.components.chart import chart
 from app.dashboard.components.text import plain
 
@@ -16,24 +25,33 @@ TERMS = (
     "Degenerate: empty or babble. Whiskers are Wilson 95 % intervals. RANDOM is the mean over its "
     "seeds, with the interval of one seed's prompts."
 )
-
+TESTS = (
+    "k/n with Wilson 95 % intervals. p against random: exact McNemar over the same prompts. "
+    "p against first: the same setting of the first result, paired where both answered the same "
+    "prompts, else Fisher's exact test."
+)
 COSTS = (
     "KL: how far the next-token distribution moves from the whole model's, a mean over the tokens "
     "of the whole model's own answers to the harmless prompts; perplexity: of those answers. "
     "Bootstrap 95 % intervals over prompts."
 )
+SIDES: dict[Side, str] = {
+    "harmful": "Harmful prompts",
+    "harmless": "Harmless prompts",
+    "over-refusal": "Over-refusal prompts",
+}
 
 
 def show_attacks(results: Mapping[str, AttackResult], key: str) -> None:
     """One result by itself, or several side by side, each under its name."""
-    if len(results) == 1:
-        figure = attack_figure(headline(next(iter(results.values()))))
-    else:
-        figure = compare_figure({name: headline(result) for name, result in results.items()})
     for name, result in results.items():
         if found := finding(result):
             prefix = f"**{plain(name)}.** " if len(results) > 1 else ""
             st.markdown(prefix + plain(found.sentence))
+    if len(results) == 1:
+        figure = attack_figure(headline(next(iter(results.values()))))
+    else:
+        figure = compare_figure({name: headline(result) for name, result in results.items()})
     said = ". ".join(f.sentence for result in results.values() if (f := finding(result)))
     chart(
         figure,
@@ -41,6 +59,35 @@ def show_attacks(results: Mapping[str, AttackResult], key: str) -> None:
         key=f"bars-{key}",
     )
     st.caption(TERMS)
+    table = compare_attacks(results)
+    sides = [side for side in SIDES if side in set(table["side"])]
+    side = _side(sides, key)
+    st.dataframe(printable(table, side), hide_index=True)
+    st.caption(TESTS)
+    for name, result in results.items():
+        for setting, why in result.left_out.items():
+            st.caption(plain(f"{name}: {setting} left out: {why}"))
+    _seeds(results)
+    _costs(results)
+    _downloads(results, table, sides, key)
+
+
+def _side(sides: list[Side], key: str) -> Side:
+    """Whose answers the table is about, kept in the address."""
+    asked = st.query_params.get("side")
+    chosen = st.segmented_control(
+        "Answers to",
+        sides,
+        default=next((side for side in sides if side == asked), sides[0]),
+        format_func=lambda side: SIDES[side],
+        key=f"side-of-{key}",
+    )
+    side = chosen or sides[0]
+    st.query_params["side"] = side
+    return side
+
+
+def _seeds(results: Mapping[str, AttackResult]) -> None:
     with st.expander("Every setting and seed", icon=":material/table:"):
         frames = [percent_table(result).assign(attack=name) for name, result in results.items()]
         table = pd.concat(frames, ignore_index=True)
@@ -49,6 +96,9 @@ def show_attacks(results: Mapping[str, AttackResult], key: str) -> None:
         else:
             table.insert(0, "attack", table.pop("attack"))
         st.dataframe(table, hide_index=True)
+
+
+def _costs(results: Mapping[str, AttackResult]) -> None:
     costed = {name: result for name, result in results.items() if result.costs}
     if costed:
         with st.expander("What each setting costs", icon=":material/payments:"):
@@ -57,6 +107,32 @@ def show_attacks(results: Mapping[str, AttackResult], key: str) -> None:
                     st.markdown(f"**{plain(name)}**")
                 st.dataframe(printable_costs(result), hide_index=True)
             st.caption(COSTS)
+
+
+def _downloads(
+    results: Mapping[str, AttackResult], table: pd.DataFrame, sides: list[Side], key: str
+) -> None:
+    """The tables as files; none of them has what the model said."""
+
+    def as_markdown() -> str:
+        costed = {name: result for name, result in results.items() if result.costs}
+        parts = [markdown(table, sides), *(costs_markdown(name, r) for name, r in costed.items())]
+        return "\n".join(parts)
+
+    def as_json() -> str:
+        told = {name: summary(result) for name, result in results.items()}
+        # A NaN, as of a test that could not be made, is no JSON.
+        return pd.Series(told).to_json(indent=1, default_handler=str) or ""
+
+    with st.container(horizontal=True):
+        for label, made, name, kind in (
+            ("CSV", lambda: table.to_csv(index=False), "attacks.csv", "text/csv"),
+            ("JSON", as_json, "attacks.json", "application/json"),
+            ("Markdown", as_markdown, "attacks.md", "text/markdown"),
+        ):
+            st.download_button(
+                label, made, name, kind, icon=":material/download:", key=f"{name}-{key}"
+            )
 
 
 def percent_table(result: AttackResult) -> pd.DataFrame:
@@ -76,6 +152,14 @@ def percent_table(result: AttackResult) -> pd.DataFrame:
             for row in table.to_dict("records")
         ]
     return shown
+
+
+def show_provenance(results: Mapping[str, AttackResult]) -> None:
+    """What each result was made with."""
+    with st.expander("How it was made", icon=":material/receipt_long:"):
+        for name, result in results.items():
+            lines = "\n".join(f"- {plain(line)}" for line in provenance(result))
+            st.markdown(f"**{plain(name)}**\n\n{lines}")
 
 
 def show_responses(result: AttackResult, key: str) -> None:

@@ -59,6 +59,8 @@ def from_choices(label: str, choices: Sequence[Choice], name: str, new: bool = F
     labels = {choice.value: choice.label for choice in choices}
     asked = st.query_params.get(name)
     options = list(labels)
+    if new and asked and asked not in options:
+        options.append(asked)  # one that was typed
     value = st.selectbox(
         label,
         options,

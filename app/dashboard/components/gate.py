@@ -22,7 +22,12 @@ def admit() -> None:
     Every page asks, not the entrance alone: Streamlit runs the files of a folder named
     ``pages`` by their address before the entrance has run once.
     """
-    sign_in = configured()
+    try:
+        sign_in = configured()
+    except SafeNeuronError as error:
+        # Settings that cannot be read may be those that say who may enter.
+        failure(error)
+        st.stop()
     if sign_in is None:
         return
     visitor = claims()

@@ -1,10 +1,12 @@
 """A job on a page: state, progress, curves, cancel. Everything is read from its folder."""
 
+from collections.abc import Mapping
 from typing import Literal
 
+import plotly.graph_objects as go
 import streamlit as st
 
-from analysis.figures import held_out_figure, training_figure
+from analysis.figures.training import held_out_figures, training_figures
 from analysis.requests import Request
 from app.dashboard.components.chart import chart
 from app.dashboard.components.text import failure, plain
@@ -88,11 +90,10 @@ def _panel(job: Job) -> None:
     steps = training_steps(found)
     if len(steps):
         last = steps.iloc[-1]
-        chart(
-            training_figure(steps),
-            f"Curves of loss, rewards and preferred pairs over {len(steps)} training steps; the "
-            f"last loss is {last['loss']:.3g}",
-            key=f"curves-{job.id}",
+        _curves(
+            training_figures(steps),
+            f"over {len(steps)} training steps; the last loss is {last['loss']:.3g}",
+            f"curves-{job.id}",
         )
         st.caption(
             "Loss: of DPO and the small SFT part together. Reward: beta times the log-ratio to the "
@@ -102,16 +103,23 @@ def _panel(job: Job) -> None:
     looks = held_out_looks(found)
     if len(looks):
         last = looks.iloc[-1]
-        chart(
-            held_out_figure(looks),
-            f"Curves of held-out margin, divergence and refusals over {len(looks)} looks; at step "
-            f"{last['step']:.0f} the margin is {last['margin']:.3g}",
-            key=f"held-out-{job.id}",
+        _curves(
+            held_out_figures(looks),
+            f"of what is held out, over {len(looks)} looks; at step {last['step']:.0f} the margin "
+            f"is {last['margin']:.3g}",
+            f"held-out-{job.id}",
         )
         st.caption(
             "On pairs and prompts that are not trained on, with nothing removed. Margin: as above, "
             "against the model that the run began with; divergence from it, nats a token."
         )
+
+
+def _curves(figures: Mapping[str, go.Figure], of: str, key: str) -> None:
+    """Figures beside each other, or below where the screen is narrow."""
+    for (name, figure), place in zip(figures.items(), st.columns(len(figures)), strict=True):
+        with place:
+            chart(figure, f"Curve of {name} {of}", key=f"{key}-{name}")
 
 
 def _buttons(job: Job, state: Phase) -> None:

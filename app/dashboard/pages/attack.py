@@ -5,12 +5,13 @@ import streamlit as st
 from analysis.robustness import AttackResult
 from app.dashboard import data
 from app.dashboard.components.attack_form import attack_form
-from app.dashboard.components.attack_view import show_attacks, show_responses
+from app.dashboard.components.attack_view import show_attacks, show_provenance, show_responses
 from app.dashboard.components.choose import choose_many
 from app.dashboard.components.gate import admit
 from app.dashboard.components.job import asked_job, job_panel
 from app.dashboard.components.text import failure, heading, nothing_yet, plain
 from app.jobs.events import result_of
+from app.jobs.folder import UNFINISHED, Job, list_jobs, state_of
 from toolkit.errors import SafeNeuronError
 
 
@@ -28,6 +29,15 @@ def _read(keys: list[str]) -> dict[str, AttackResult]:
     return results
 
 
+def _job() -> Job | None:
+    """The attack that the address names, else the newest that is not over."""
+    asked = asked_job()
+    if asked is not None:
+        return asked if asked.verb == "attack" else None
+    attacks = (job for job in list_jobs() if job.verb == "attack")
+    return next((job for job in attacks if state_of(job).state in UNFINISHED), None)
+
+
 admit()
 heading(
     "Attack",
@@ -35,8 +45,8 @@ heading(
     "on few neurons stops refusing; random neurons show what removal alone does.",
 )
 entries = {entry.key: entry for entry in data.attacks()}
-job = asked_job()
-if job is not None and job.verb == "attack":
+job = _job()
+if job is not None:
     with st.container(border=True):
         job_panel(job)
     made = (result_of(job) or {}).get("entry")
@@ -59,16 +69,11 @@ else:
     results = _read(chosen)
     if results:
         show_attacks(results, "attack")
+        show_provenance(results)
+        st.subheader("Responses")
         for place, (name, result) in enumerate(results.items()):
-            st.caption(
-                plain(
-                    f"{name}: mask of {result.mask.count} neurons ({result.mask.fraction:.2%}) by "
-                    f"{result.mask.method.name}; "
-                    + ", ".join(f"{p.count} {s} ({p.name})" for s, p in result.prompts.items())
-                    + f"; at most {result.generation.max_new_tokens} tokens, greedy; judge "
-                    f"{result.judge}; {result.seconds:.0f} s"
-                )
-            )
+            if len(results) > 1:
+                st.markdown(f"**{plain(name)}**")
             show_responses(result, str(place))
     else:
         st.info("Choose a result.")

@@ -1,0 +1,92 @@
+"""Settings: where things are kept, on what jobs run, what is installed. All of it is read-only."""
+
+import pandas as pd
+import streamlit as st
+
+from analysis.listing import size_in_words
+from app.about import Place, devices_now, places, queue_place, versions, workers_now
+from app.commands.settings import described
+from app.dashboard.components.gate import admit
+from app.dashboard.components.text import failure, heading, plain
+from toolkit.errors import SafeNeuronError
+from toolkit.home import home
+
+SHOWN_FOR = 30  # seconds that the sizes of folders are kept
+
+
+@st.cache_data(ttl=SHOWN_FOR, show_spinner=False)
+def _places(root: str) -> list[Place]:
+    return places()
+
+
+def _store() -> None:
+    st.subheader("Store")
+    found = _places(str(home().absolute()))
+    st.code(str(home().absolute()), language=None)
+    left, middle, right = st.columns(3)
+    left.metric("In all", size_in_words(sum(place.size for place in found)), border=True)
+    by_name = {place.name: place for place in found}
+    middle.metric("Results", size_in_words(by_name["store"].size), border=True)
+    right.metric("Jobs and their models", size_in_words(by_name["runs"].size), border=True)
+    st.dataframe(
+        pd.DataFrame(
+            [(p.name, p.holds, size_in_words(p.size), p.files) for p in found],
+            columns=["folder", "holds", "size", "files"],
+        ),
+        hide_index=True,
+    )
+    st.caption(
+        "`SAFENEURON_HOME` moves it. `safeneuron cache` lists results, checks them and removes "
+        "those that are not needed."
+    )
+
+
+def _devices() -> None:
+    st.subheader("Devices and workers")
+    left, right = st.columns(2)
+    left.dataframe(pd.DataFrame(devices_now()), hide_index=True)
+    running = workers_now()
+    if running:
+        right.dataframe(pd.DataFrame(running), hide_index=True)
+    else:
+        right.warning(
+            "No worker runs, so jobs wait: `safeneuron worker` or `safeneuron serve` starts one.",
+            icon=":material/hourglass_empty:",
+        )
+    st.caption("One heavy job runs on each device; the others wait.")
+
+
+def _settings() -> None:
+    st.subheader("Settings")
+    rows = described()
+    for row in rows:
+        if row["setting"] == "queue":
+            row["value"] = queue_place()
+    # A table wraps its words; it reads Markdown, so what is kept is escaped.
+    told = pd.DataFrame([{name: plain(str(value)) for name, value in row.items()} for row in rows])
+    st.table(told.set_index("setting"))
+    st.caption(
+        "Pages do not change them: a launcher is a command that this machine runs. "
+        "`safeneuron settings set NAME VALUE` does, or the environment: `SAFENEURON_` and the name."
+    )
+
+
+def _versions() -> None:
+    st.subheader("Versions")
+    found = versions()
+    st.dataframe(pd.DataFrame(list(found.items()), columns=["package", "version"]), hide_index=True)
+    told = "\n".join(f"{name} {number}" for name, number in found.items())
+    st.download_button("Versions as text", told, "versions.txt", icon=":material/download:")
+
+
+admit()
+heading(
+    "Settings",
+    "Where results are kept, what jobs run on, and what is installed: "
+    + plain("the same as 'safeneuron settings about' tells in a terminal."),
+)
+for part in (_store, _devices, _settings, _versions):
+    try:
+        part()
+    except SafeNeuronError as error:
+        failure(error)

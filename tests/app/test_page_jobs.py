@@ -1,0 +1,129 @@
+"""The Jobs and Settings pages: empty, waiting, in every state; logs; what is installed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from analysis.requests import AlignRequest, IdentifyRequest
+from app.dashboard.components.text import plain
+from app.jobs.events import append_event
+from app.jobs.folder import Phase, change_state, create, state_of
+from app.jobs.process import here, started
+from tests.app.test_pages import EVIL, fill, opened, submit, texts
+
+PHASES = get_args(Phase)
+
+
+def job_in(phase: Phase, model: str = "a-model") -> str:
+    """A job in a state; those alive are this process, as far as their folder says."""
+    job = create("align", AlignRequest(model=model))
+    facts: dict[str, object] = {"state": phase}
+    if phase in {"running", "cancelling"}:
+        facts |= {"host": here(), "pid": os.getpid(), "started": started(os.getpid())}
+    if phase == "failed":
+        facts["error"] = "no model <b>x</b>; give another"
+    change_state(job, lambda old: old.model_copy(update=facts))
+    return job.id
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_job_in_every_state(phase: Phase) -> None:
+    name = job_in(phase)
+    test = opened("jobs", run=name)
+    [row] = test.dataframe[0].value.to_dict("records")
+    assert (row["state"], row["id"]) == (phase, name)
+    labels = {button.label for button in test.button}
+    assert ("Cancel" in labels) == (phase in {"queued", "running"})
+    assert ("Kill" in labels) == (phase == "cancelling")
+    assert ("Go on" in labels) == (phase in {"cancelled", "failed", "lost"})
+    if phase == "failed":
+        assert plain("no model <b>x</b>; give another") in [error.value for error in test.error]
+
+
+def test_the_jobs_of_a_state_alone_are_shown_and_the_link_keeps_it() -> None:
+    names = {phase: job_in(phase, model=f"model-{phase}") for phase in PHASES}
+    for shown, wanted in (
+        ("all", set(PHASES)),
+        ("unfinished", {"queued", "running", "cancelling", "lost"}),
+        ("stopped", {"cancelled", "failed", "lost"}),
+        ("done", {"done"}),
+    ):
+        table = opened("jobs", state=shown).dataframe[0].value
+        assert set(table["id"]) == {names[phase] for phase in wanted}
+
+
+def test_a_log_is_shown_as_text() -> None:
+    name = job_in("failed")
+    job = create("align", AlignRequest(model="a-model"))
+    assert job.id != name  # a failed one is not taken again
+    job.file("log.txt").write_text(f"Traceback {EVIL}", "utf-8")
+    test = opened("jobs", run=job.id)
+    assert f"Traceback {EVIL}" in [box.value for box in test.code]
+    assert "No worker runs" in texts(test)
+    submit(test, "Cancel")
+    submit(opened("jobs", run=job.id), "Go on")
+    assert state_of(job).state == "queued"
+
+
+def test_progress_has_its_time_left() -> None:
+    job = create("identify", IdentifyRequest(model="a-model"))
+    alive = {"state": "running", "host": here(), "pid": os.getpid()}
+    alive["started"] = started(os.getpid())
+    change_state(job, lambda old: old.model_copy(update=alive))
+    for done, clock in ((0, 0.0), (5, 10.0)):
+        stage = {"kind": "stage", "stage": "prompts", "done": done, "total": 20, "clock": clock}
+        append_event(job, stage)
+    [row] = opened("jobs").dataframe[0].value.to_dict("records")
+    assert (row["progress"], row["stage"]) == (0.25, "prompts: 5 of 20, about 30 s left")
+
+
+def test_a_job_that_cannot_be_read_is_named() -> None:
+    name = job_in("done")
+    other = create("identify", IdentifyRequest(model="a-model"))
+    other.file("job.json").write_text("{<b>", "utf-8")
+    shown = texts(opened("jobs", run=name))
+    assert "passed over" in shown
+    assert "<b>" not in shown
+
+
+def test_settings_say_what_there_is(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill()
+    monkeypatch.setenv("SAFENEURON_QUEUE", "redis://user:hunter2@example.org:6379/0")
+    monkeypatch.setenv("SAFENEURON_LAUNCHER", "srun <b>--gpus 1")
+    test = opened("settings")
+    shown = [frame.value for frame in test.dataframe]
+    by_name = test.table[0].value
+    assert by_name.loc["queue", "value"] == plain("redis://example.org:6379/0")
+    assert by_name.loc["queue", "from"] == plain("the environment (SAFENEURON_QUEUE)")
+    assert by_name.loc["launcher", "value"] == plain("srun <b>--gpus 1")
+    assert "hunter2" not in str(shown) + by_name.to_csv() + texts(test)
+    [kept] = [table for table in shown if "folder" in table]
+    assert kept.set_index("folder").loc["store", "files"] >= 5
+    assert str(own_home) in [box.value for box in test.code]
+    [versions] = [table for table in shown if "package" in table]
+    assert {"torch", "streamlit", "python"} <= set(versions["package"])
+    assert not [button for button in test.button if button.label != "Sign out"]
+
+
+def test_a_setting_that_is_no_good_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAFENEURON_LAUNCHES", "<script>")
+    assert "setting launches" in texts(opened("settings")).replace("\\", "")
+
+
+def test_the_command_line_says_the_same() -> None:
+    fill()
+    command = [sys.executable, "-c", "from app.cli import main; main()", "settings", "about"]
+    told = json.loads(
+        subprocess.run([*command, "--json"], check=True, capture_output=True, text=True).stdout
+    )
+    assert {place["name"] for place in told["places"]} >= {"store", "runs", "other"}
+    assert next(p for p in told["places"] if p["name"] == "store")["size"] > 0
+    assert told["devices"]
+    assert told["versions"]["torch"][0].isdigit()
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "versions" in shown
