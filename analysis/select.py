@@ -209,10 +209,14 @@ class _Column:
         return _Column(self.values[rows], p, self.score, self.rises[rows])
 
 
-def _ranked(values: npt.NDArray[np.float64], allowed: Mask) -> npt.NDArray[np.int64]:
-    """Allowed neurons, best first; ties by place, so that the order is one."""
-    order = np.argsort(-values, kind="stable")
-    return order[allowed[order]]
+def _ranked(values: npt.NDArray[np.float64], allowed: Mask, most: int) -> npt.NDArray[np.int64]:
+    """The ``most`` best allowed neurons, best first; ties by place, so that the order is one."""
+    places = np.flatnonzero(allowed)
+    if 0 < most < len(places):
+        # What is out of reach is not sorted: a large model has millions.
+        last = np.partition(values[places], len(places) - most)[len(places) - most]
+        places = places[values[places] >= last]
+    return places[np.argsort(-values[places], kind="stable")][:most]
 
 
 def _size(share: float, total: int) -> int:
@@ -230,18 +234,13 @@ def _equal_heads(
     orders: dict[str, npt.NDArray[np.int64]], budget: int, total: int
 ) -> dict[str, Mask]:
     """The heads of all orders, equally long, as long as their union fits the budget."""
-
-    def heads(size: int) -> dict[str, Mask]:
-        return {name: _head(order, size, total) for name, order in orders.items()}
-
-    low, high = 0, budget
-    while low < high:
-        size = (low + high + 1) // 2
-        if np.logical_or.reduce(list(heads(size).values())).sum() <= budget:
-            low = size
-        else:
-            high = size - 1
-    return heads(low)
+    rank = np.full(total, total, dtype=np.int64)
+    for order in orders.values():
+        rank[order] = np.minimum(rank[order], np.arange(len(order)))
+    # Heads of n have those neurons together that some order has among its first n.
+    best = np.sort(rank[rank < total])
+    size = int(best[budget]) if len(best) > budget else budget
+    return {name: _head(order, size, total) for name, order in orders.items()}
 
 
 def _choose(columns: dict[str, _Column], selection: Selection, total: int) -> dict[str, Mask]:
@@ -257,8 +256,12 @@ def _choose(columns: dict[str, _Column], selection: Selection, total: int) -> di
         return {
             n: m & columns[n].rises if columns[n].score.rising else m for n, m in passed.items()
         }
-    orders = {name: _ranked(c.values, c.allowed) for name, c in columns.items()}
-    if is_union(selection.expression) and set(shares.values()) == {selection.top}:
+    equal = is_union(selection.expression) and set(shares.values()) == {selection.top}
+    orders = {
+        name: _ranked(c.values, c.allowed, _size(shares[name], total))
+        for name, c in columns.items()
+    }
+    if equal:
         return _equal_heads(orders, _size(selection.top or 0.0, total), total)
     return {name: _head(orders[name], _size(shares[name], total), total) for name in orders}
 

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from analysis.figures.maps import safety_map_figure
 from analysis.figures.style import (
     BLUE,
-    DIVERGING,
     INK,
     NAMES,
     PANELS,
@@ -24,93 +25,16 @@ from analysis.figures.style import (
 )
 from toolkit.neurons import NeuronSet
 
-BACKGROUND = 3000  # neurons outside the set that are drawn: enough to see, few enough to send
-CARRIED = ["layer", "neuron", "es", "sas", "delta"]
-
-
-def _limit(values: "pd.Series[float]") -> float:
-    """Where the colours end: nearly the greatest size, so that one outlier fades nothing."""
-    sizes = values.abs().to_numpy()
-    sizes = sizes[np.isfinite(sizes)]
-    limit = float(np.quantile(sizes, 0.999)) if len(sizes) else 0.0
-    return limit or 1.0
-
-
-def safety_map_figure(
-    scores: pd.DataFrame,
-    neurons: NeuronSet,
-    score: str = "sas",
-    chosen: tuple[int, int] | None = None,
-) -> go.Figure:
-    """Layer against neuron: the selected ones strong, the strongest of the rest faint.
-
-    Every point carries ``customdata = [layer, neuron, es, sas, delta]``, for clicks.
-
-    Args:
-        scores: as :func:`analysis.scores.table.score_table` makes it.
-        neurons: the selection.
-        score: the column that colours the points: ``es``, ``sas`` or ``delta``.
-        chosen: (layer, neuron) of one to be ringed.
-    """
-    widths = np.array(neurons.widths, dtype=np.int64)
-    place = np.concatenate([[0], np.cumsum(widths)])[scores["layer"]] + scores["neuron"]
-    member = np.concatenate(neurons.masks())[place]
-    rest = scores[~member]
-    order = np.argsort(-rest[score].abs().fillna(0).to_numpy(), kind="stable")[:BACKGROUND]
-    limit = _limit(scores[score])
-    shared = {"coloraxis": "coloraxis", "symbol": "square", "line": {"width": 0}}
-    figure = go.Figure()
-    for name, part, size, opacity in (
-        ("not selected (strongest)", rest.iloc[np.sort(order)], 5, 0.35),
-        ("selected", scores[member], 8, 1.0),
-    ):
-        values = part[score].replace([np.inf, -np.inf], [limit, -limit])
-        figure.add_scattergl(
-            x=part["neuron"].to_numpy(),
-            y=part["layer"].to_numpy(),
-            # Lists, not an array: a browser hands a typed array's row back as an object.
-            customdata=_rows(part),
-            mode="markers",
-            name=f"{name}: {len(part):,}",
-            marker=shared | {"color": values.to_numpy(), "size": size, "opacity": opacity},
-            selected={"marker": {"opacity": 1.0}},
-            unselected={"marker": {"opacity": opacity}},
-            hovertemplate="layer %{customdata[0]}, neuron %{customdata[1]}<br>ES %{customdata[2]}"
-            "<br>SAS %{customdata[3]}<br>shift %{customdata[4]}<extra></extra>",
-        )
-    if chosen is not None:
-        figure.add_scatter(
-            x=[chosen[1]],
-            y=[chosen[0]],
-            mode="markers",
-            name=f"layer {chosen[0]}, neuron {chosen[1]}",
-            hoverinfo="skip",
-            marker={"symbol": "circle-open", "size": 17, "color": INK, "line": {"width": 2}},
-        )
-    figure.update_xaxes(title="neuron", range=[-0.01 * widths.max(), 1.01 * widths.max()])
-    figure.update_yaxes(title="layer", dtick=1 if len(widths) <= 16 else None)
-    figure.update_yaxes(range=[-0.6, len(widths) - 0.4])
-    figure.update_layout(
-        clickmode="event+select",
-        dragmode="zoom",
-        coloraxis={
-            "colorscale": DIVERGING,
-            "cmin": -limit,
-            "cmax": limit,
-            "colorbar": {"title": {"text": score.upper()}, "thickness": 10, "outlinewidth": 0},
-        },
-    )
-    return styled(figure, int(np.clip(160 + 16 * len(widths), 320, 760)))
-
-
-def _rows(part: pd.DataFrame) -> list[list[float]]:
-    """``CARRIED`` of each row, to four digits."""
-    numbers = part[CARRIED[2:]].to_numpy(dtype=np.float64)
-    places = part[CARRIED[:2]].to_numpy()
-    return [
-        [int(layer), int(neuron), *(float(f"{value:.4g}") for value in row)]
-        for (layer, neuron), row in zip(places, numbers, strict=True)
-    ]
+__all__ = [
+    "attack_figure",
+    "compare_figure",
+    "histogram_figure",
+    "layer_fraction_figure",
+    "safety_map_figure",
+    "score_bins",
+    "score_histogram",
+    "success_figure",
+]
 
 
 def layer_fraction_figure(neurons: NeuronSet) -> go.Figure:
@@ -129,7 +53,7 @@ def layer_fraction_figure(neurons: NeuronSet) -> go.Figure:
         y=100 * neurons.fraction,
         line={"color": INK, "dash": "dot", "width": 1},
     )
-    figure.update_xaxes(title="layer")
+    figure.update_xaxes(title="layer", tick0=0, dtick=max(1, -(-len(widths) // 16)))
     figure.update_yaxes(title="selected neurons, %", rangemode="tozero")
     return styled(figure, 300)
 
@@ -138,9 +62,24 @@ def score_histogram(
     scores: pd.DataFrame, score: str = "sas", threshold: float | None = None
 ) -> go.Figure:
     """How many neurons have each score, on a logarithmic axis, and the threshold."""
-    values = scores[score].to_numpy(dtype=np.float64)
-    values = values[np.isfinite(values)]
-    counts, edges = np.histogram(values, bins=80)
+    return histogram_figure(*score_bins(scores[score].to_numpy(dtype=np.float64)), score, threshold)
+
+
+def score_bins(
+    values: npt.NDArray[np.float64],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """How many finite values each of 80 bins has, ``[80]``, and the bins' edges, ``[81]``."""
+    counts, edges = np.histogram(values[np.isfinite(values)], bins=80)
+    return counts, edges
+
+
+def histogram_figure(
+    counts: npt.NDArray[np.int64],
+    edges: npt.NDArray[np.float64],
+    score: str,
+    threshold: float | None = None,
+) -> go.Figure:
+    """Draw what :func:`score_bins` counted, and the threshold."""
     figure = go.Figure()
     figure.add_bar(
         x=(edges[:-1] + edges[1:]) / 2,
@@ -207,6 +146,40 @@ def attack_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_annotations(font={"color": INK, "size": 13})
     # Names of settings are turned where they have little room, and need it below them.
     return legend_below(styled(figure, 430)).update_layout(legend={"y": -0.26}, margin={"b": 110})
+
+
+def success_figure(table: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
+    """Attack success on harmful prompts, a row a setting, with k/n and Wilson 95 % intervals.
+
+    Args:
+        table: as :func:`analysis.robustness.headline` gives it.
+        names: setting -> how it is called; settings without a name are left out.
+    """
+    harmful = table[table["side"] == "harmful"].set_index("setting")
+    shown = [name for name in names if name in harmful.index]
+    rows = harmful.loc[shown]
+    figure = go.Figure(
+        go.Scatter(
+            x=100 * rows["success"].to_numpy(dtype=np.float64),
+            y=[names[name] for name in shown],
+            mode="markers+text",
+            text=[f"{row['k_success']:.0f}/{row['n']}" for row in rows.to_dict("records")],
+            textposition="top center",
+            cliponaxis=False,
+            error_x=_errors(rows, "success"),
+            marker={
+                "size": 11,
+                "symbol": ["diamond" if name == "FULL" else "circle" for name in shown],
+                "color": [VERMILION if name == "FULL" else BLUE for name in shown],
+            },
+            customdata=rows[["success_low", "success_high"]].to_numpy(dtype=np.float64) * 100,
+            hovertemplate="%{y}: %{text} = %{x:.1f} %, [%{customdata[0]:.1f}, "
+            "%{customdata[1]:.1f}]<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title="attack success, %", range=[-2, 102], nticks=6)
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return styled(figure, 190).update_layout(margin={"t": 12, "b": 42, "l": 8})
 
 
 def compare_figure(tables: Mapping[str, pd.DataFrame]) -> go.Figure:

@@ -3,6 +3,7 @@
 from typing import Any, Literal, get_args
 
 from analysis.chat import ChatRequest
+from analysis.neuron import NeuronRequest
 from analysis.requests import (
     AlignRequest,
     AttackRequest,
@@ -13,7 +14,7 @@ from analysis.requests import (
 )
 from toolkit.errors import SafeNeuronError
 
-Verb = Literal["identify", "attack", "align", "rounds", "chat"]
+Verb = Literal["identify", "attack", "align", "rounds", "chat", "neuron"]
 VERBS: tuple[Verb, ...] = get_args(Verb)
 REQUESTS: dict[Verb, type[Request]] = {
     "identify": IdentifyRequest,
@@ -21,6 +22,7 @@ REQUESTS: dict[Verb, type[Request]] = {
     "align": AlignRequest,
     "rounds": RoundsRequest,
     "chat": ChatRequest,
+    "neuron": NeuronRequest,
 }
 TRAINING: frozenset[Verb] = frozenset({"align", "rounds"})
 

