@@ -181,6 +181,7 @@ def _select_and_save(
             "harmful": sets["harmful"].name,
             "harmless": sets["harmless"].name,
             "scores": [leaf.name for leaf in wanted],
+            "asked": request.model_dump(mode="json", exclude_defaults=True),
         },
         write,
         About(request.model, in_words(sets), _selected_by(selection)),

@@ -209,10 +209,14 @@ class _Column:
         return _Column(self.values[rows], p, self.score, self.rises[rows])
 
 
-def _ranked(values: npt.NDArray[np.float64], allowed: Mask) -> npt.NDArray[np.int64]:
-    """Allowed neurons, best first; ties by place, so that the order is one."""
-    order = np.argsort(-values, kind="stable")
-    return order[allowed[order]]
+def _ranked(values: npt.NDArray[np.float64], allowed: Mask, most: int) -> npt.NDArray[np.int64]:
+    """The ``most`` best allowed neurons, best first; ties by place, so that the order is one."""
+    places = np.flatnonzero(allowed)
+    if 0 < most < len(places):
+        # What is out of reach is not sorted: a large model has millions.
+        last = np.partition(values[places], len(places) - most)[len(places) - most]
+        places = places[values[places] >= last]
+    return places[np.argsort(-values[places], kind="stable")][:most]
 
 
 def _size(share: float, total: int) -> int:
@@ -257,8 +261,12 @@ def _choose(columns: dict[str, _Column], selection: Selection, total: int) -> di
         return {
             n: m & columns[n].rises if columns[n].score.rising else m for n, m in passed.items()
         }
-    orders = {name: _ranked(c.values, c.allowed) for name, c in columns.items()}
-    if is_union(selection.expression) and set(shares.values()) == {selection.top}:
+    equal = is_union(selection.expression) and set(shares.values()) == {selection.top}
+    orders = {
+        name: _ranked(c.values, c.allowed, _size(shares[name], total))
+        for name, c in columns.items()
+    }
+    if equal:
         return _equal_heads(orders, _size(selection.top or 0.0, total), total)
     return {name: _head(orders[name], _size(shares[name], total), total) for name in orders}
 

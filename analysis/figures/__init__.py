@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from analysis.figures.maps import safety_map_figure
 from analysis.figures.style import (
     BLUE,
-    DIVERGING,
     GREEN,
     INK,
     NAMES,
@@ -25,93 +26,17 @@ from analysis.figures.style import (
 )
 from toolkit.neurons import NeuronSet
 
-BACKGROUND = 3000  # neurons outside the set that are drawn: enough to see, few enough to send
-CARRIED = ["layer", "neuron", "es", "sas", "delta"]
-
-
-def _limit(values: "pd.Series[float]") -> float:
-    """Where the colours end: nearly the greatest size, so that one outlier fades nothing."""
-    sizes = values.abs().to_numpy()
-    sizes = sizes[np.isfinite(sizes)]
-    limit = float(np.quantile(sizes, 0.999)) if len(sizes) else 0.0
-    return limit or 1.0
-
-
-def safety_map_figure(
-    scores: pd.DataFrame,
-    neurons: NeuronSet,
-    score: str = "sas",
-    chosen: tuple[int, int] | None = None,
-) -> go.Figure:
-    """Layer against neuron: the selected ones strong, the strongest of the rest faint.
-
-    Every point carries ``customdata = [layer, neuron, es, sas, delta]``, for clicks.
-
-    Args:
-        scores: as :func:`analysis.scores.table.score_table` makes it.
-        neurons: the selection.
-        score: the column that colours the points: ``es``, ``sas`` or ``delta``.
-        chosen: (layer, neuron) of one to be ringed.
-    """
-    widths = np.array(neurons.widths, dtype=np.int64)
-    place = np.concatenate([[0], np.cumsum(widths)])[scores["layer"]] + scores["neuron"]
-    member = np.concatenate(neurons.masks())[place]
-    rest = scores[~member]
-    order = np.argsort(-rest[score].abs().fillna(0).to_numpy(), kind="stable")[:BACKGROUND]
-    limit = _limit(scores[score])
-    shared = {"coloraxis": "coloraxis", "symbol": "square", "line": {"width": 0}}
-    figure = go.Figure()
-    for name, part, size, opacity in (
-        ("not selected (strongest)", rest.iloc[np.sort(order)], 5, 0.35),
-        ("selected", scores[member], 8, 1.0),
-    ):
-        values = part[score].replace([np.inf, -np.inf], [limit, -limit])
-        figure.add_scattergl(
-            x=part["neuron"].to_numpy(),
-            y=part["layer"].to_numpy(),
-            # Lists, not an array: a browser hands a typed array's row back as an object.
-            customdata=_rows(part),
-            mode="markers",
-            name=f"{name}: {len(part):,}",
-            marker=shared | {"color": values.to_numpy(), "size": size, "opacity": opacity},
-            selected={"marker": {"opacity": 1.0}},
-            unselected={"marker": {"opacity": opacity}},
-            hovertemplate="layer %{customdata[0]}, neuron %{customdata[1]}<br>ES %{customdata[2]}"
-            "<br>SAS %{customdata[3]}<br>shift %{customdata[4]}<extra></extra>",
-        )
-    if chosen is not None:
-        figure.add_scatter(
-            x=[chosen[1]],
-            y=[chosen[0]],
-            mode="markers",
-            name=f"layer {chosen[0]}, neuron {chosen[1]}",
-            hoverinfo="skip",
-            marker={"symbol": "circle-open", "size": 17, "color": INK, "line": {"width": 2}},
-        )
-    figure.update_xaxes(title="neuron", range=[-0.01 * widths.max(), 1.01 * widths.max()])
-    figure.update_yaxes(title="layer", dtick=1 if len(widths) <= 16 else None)
-    figure.update_yaxes(range=[-0.6, len(widths) - 0.4])
-    figure.update_layout(
-        clickmode="event+select",
-        dragmode="zoom",
-        coloraxis={
-            "colorscale": DIVERGING,
-            "cmin": -limit,
-            "cmax": limit,
-            "colorbar": {"title": {"text": score.upper()}, "thickness": 10, "outlinewidth": 0},
-        },
-    )
-    return styled(figure, int(np.clip(160 + 16 * len(widths), 320, 760)))
-
-
-def _rows(part: pd.DataFrame) -> list[list[float]]:
-    """``CARRIED`` of each row, to four digits."""
-    numbers = part[CARRIED[2:]].to_numpy(dtype=np.float64)
-    places = part[CARRIED[:2]].to_numpy()
-    return [
-        [int(layer), int(neuron), *(float(f"{value:.4g}") for value in row)]
-        for (layer, neuron), row in zip(places, numbers, strict=True)
-    ]
+__all__ = [
+    "attack_figure",
+    "compare_figure",
+    "held_out_figure",
+    "histogram_figure",
+    "layer_fraction_figure",
+    "safety_map_figure",
+    "score_bins",
+    "score_histogram",
+    "training_figure",
+]
 
 
 def layer_fraction_figure(neurons: NeuronSet) -> go.Figure:
@@ -139,9 +64,24 @@ def score_histogram(
     scores: pd.DataFrame, score: str = "sas", threshold: float | None = None
 ) -> go.Figure:
     """How many neurons have each score, on a logarithmic axis, and the threshold."""
-    values = scores[score].to_numpy(dtype=np.float64)
-    values = values[np.isfinite(values)]
-    counts, edges = np.histogram(values, bins=80)
+    return histogram_figure(*score_bins(scores[score].to_numpy(dtype=np.float64)), score, threshold)
+
+
+def score_bins(
+    values: npt.NDArray[np.float64],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """How many finite values each of 80 bins has, ``[80]``, and the bins' edges, ``[81]``."""
+    counts, edges = np.histogram(values[np.isfinite(values)], bins=80)
+    return counts, edges
+
+
+def histogram_figure(
+    counts: npt.NDArray[np.int64],
+    edges: npt.NDArray[np.float64],
+    score: str,
+    threshold: float | None = None,
+) -> go.Figure:
+    """Draw what :func:`score_bins` counted, and the threshold."""
     figure = go.Figure()
     figure.add_bar(
         x=(edges[:-1] + edges[1:]) / 2,

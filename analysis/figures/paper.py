@@ -13,6 +13,7 @@ from analysis.figures.style import (
     GREEN,
     INK,
     PATTERNS,
+    SEQUENTIAL,
     SERIES,
     VERMILION,
     legend_below,
@@ -21,7 +22,6 @@ from analysis.figures.style import (
 
 CLASS_COLORS = {"core": BLUE, "shared": "#56b4e9", "specific": VERMILION}
 BAND = "rgba(125, 136, 148, 0.28)"
-SEQUENTIAL = [[0, "rgba(0, 114, 178, 0)"], [0.5, "#56b4e9"], [1, "#0b2f4a"]]
 
 
 def _layers(figure: go.Figure, count: int) -> None:

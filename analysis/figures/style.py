@@ -15,7 +15,17 @@ PANELS = (("harmful", "complied"), ("harmless", "refused"), ("over-refusal", "re
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 PATTERNS = ("", "/", "x", ".", "\\", "+")
 DIVERGING = [[0, "#0072b2"], [0.5, "#c9ced4"], [1, "#d55e00"]]
-NAMES = {"es": "ES (Cohen's d)", "sas": "SAS (z in its layer)", "delta": "shift of the mean"}
+# From nothing, which is the paper, to all; text on it stays readable to the end.
+SEQUENTIAL = [[0, "rgba(0, 114, 178, 0.04)"], [1, "rgba(0, 114, 178, 0.62)"]]
+NAMES = {
+    "es": "ES (Cohen's d)",
+    "sas": "SAS (z in its layer)",
+    "delta": "shift of the mean",
+    "t": "t (Student's)",
+    "mean_harmful": "mean, harmful",
+    "mean_harmless": "mean, harmless",
+    "pooled_std": "pooled deviation",
+}
 
 
 def styled(figure: go.Figure, height: int) -> go.Figure:

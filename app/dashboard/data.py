@@ -3,15 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 import streamlit as st
 
+from analysis.mask_library import Card, cards, keep
 from analysis.robustness import AttackResult, read_attack
 from analysis.store import Entry, Store
 from app.jobs.events import result_of
 from app.jobs.folder import ID, Job, list_jobs, state_of
 from toolkit.errors import SafeNeuronError
-from toolkit.home import home
 from toolkit.masks import MaskFile, read_mask
 from toolkit.models.sources import EMBEDDED
 
@@ -36,6 +35,11 @@ def studies() -> list[Entry]:
     return [entry for entry in Store().entries("identify") if _shaped(entry, STUDY)]
 
 
+def study_of(key: str) -> Entry | None:
+    """The study of a key, or None."""
+    return next((entry for entry in studies() if entry.key == key), None)
+
+
 def attacks() -> list[Entry]:
     """Every attack that can be shown, newest first."""
     return [entry for entry in Store().entries("attack") if _shaped(entry, ATTACK)]
@@ -48,27 +52,6 @@ def _shaped(entry: Entry, fields: Shape) -> bool:
         return False
     shaped = all(isinstance(facts.get(name), kind) for name, kind in fields.items())
     return shaped and all(isinstance(width, int) for width in facts.get("widths", ()))
-
-
-@st.cache_data(max_entries=4, show_spinner=False)
-def _scores(path: str, changed: int) -> pd.DataFrame:
-    return pd.read_parquet(path)
-
-
-def scores(entry: Entry) -> pd.DataFrame:
-    """A study's score table.
-
-    Raises:
-        SafeNeuronError: it is gone or damaged.
-    """
-    path = entry.file("scores.parquet")
-    try:
-        return _scores(str(path), path.stat().st_mtime_ns)
-    except (OSError, ValueError) as error:
-        raise SafeNeuronError(
-            f"the scores of {entry.title} cannot be read; 'safeneuron cache verify' sets the "
-            "damaged study aside, and identifying again makes it anew"
-        ) from error
 
 
 def mask_of(entry: Entry) -> MaskFile:
@@ -140,23 +123,27 @@ def model_choices() -> list[Choice]:
 
 
 def mask_choices() -> list[Choice]:
-    """Masks at hand: the studies' and those kept from the map."""
-    found = [Choice(str(e.file("mask.json")), study_label(e)) for e in studies()]
-    for path in sorted((home() / "masks").glob("*.json"), reverse=True):
-        try:
-            mask = read_mask(path)
-        except SafeNeuronError:
-            continue
-        label = f"kept from the map · {mask.method.name} · {mask.count:,} neurons"
-        found.append(Choice(str(path), f"{label} of {model_label(mask.model.source)}"))
-    return found
+    """Masks at hand: a model's working one, those kept in the library, and the studies'."""
+    return [Choice(str(card.path), mask_label(card)) for card in cards() if card.count]
+
+
+def mask_label(card: Card) -> str:
+    """A mask in one line."""
+    origin = {"working": "working mask", "kept": "kept", "study": "study"}[card.origin]
+    return (
+        f"{origin} · {card.method} · {card.count:,} neurons ({card.fraction:.2%}) of "
+        f"{model_label(card.source)} · {card.sha256[:8]}"
+    )
 
 
 def keep_mask(mask: MaskFile) -> Path:
     """Write a mask chosen on the map where attacks and alignments find it."""
-    path = home() / "masks" / f"{mask.sha256[:16]}.json"
-    mask.write(path)
-    return path
+    return keep(mask)
+
+
+def attacks_on(fingerprint: str) -> list[Entry]:
+    """Every attack on a model, newest first."""
+    return [entry for entry in attacks() if entry.summary.get("fingerprint") == fingerprint]
 
 
 def attack_jobs(model: str, mask: str) -> list[Job]:

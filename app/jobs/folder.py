@@ -76,7 +76,7 @@ class Job:
 
     Args:
         id: sorts by time of creation.
-        verb: identify, attack, align or rounds.
+        verb: what it does, one of :data:`app.jobs.verbs.VERBS`.
         request: the request's fields, JSON values.
         folder: where its files are.
         created: when, in UTC.

@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from analysis.neuron import NeuronRequest
 from analysis.requests import (
     AlignRequest,
     AttackRequest,
@@ -170,6 +171,11 @@ def work(running: Running) -> dict[str, Any] | None:
         if not made.finished:
             return None
         return {"rounds": len(made.rounds), "model": made.rounds[-1].model}
+    if job.verb == "neuron":
+        from analysis.neuron import neuron_page
+
+        page = neuron_page(parse_request(NeuronRequest, job.request), running.progress)
+        return {"layer": page.layer, "neuron": page.neuron, "reused": page.reused}
     from analysis.alignment import align
 
     request = parse_request(AlignRequest, job.request)

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal, get_args
 
+from analysis.neuron import NeuronRequest
 from analysis.requests import (
     AlignRequest,
     AttackRequest,
@@ -12,13 +13,14 @@ from analysis.requests import (
 )
 from toolkit.errors import SafeNeuronError
 
-Verb = Literal["identify", "attack", "align", "rounds"]
+Verb = Literal["identify", "attack", "align", "rounds", "neuron"]
 VERBS: tuple[Verb, ...] = get_args(Verb)
 REQUESTS: dict[Verb, type[Request]] = {
     "identify": IdentifyRequest,
     "attack": AttackRequest,
     "align": AlignRequest,
     "rounds": RoundsRequest,
+    "neuron": NeuronRequest,
 }
 TRAINING: frozenset[Verb] = frozenset({"align", "rounds"})
 

@@ -1,283 +1,311 @@
 """Safety map: where the safety neurons are, chosen anew as one moves a threshold."""
 
-from functools import reduce
-from operator import or_
-from typing import Any
+import re
 
 import numpy as np
 import pandas as pd
 import streamlit as st
 
-from analysis.figures import layer_fraction_figure, safety_map_figure, score_histogram
-from analysis.requests import IdentifyRequest, parse_request
-from analysis.select import METHODS, Selection, select_parts
+from analysis.figures import histogram_figure
+from analysis.figures.maps import Colours, Strips, map_figure
+from analysis.figures.style import NAMES
+from analysis.safety_map import Grid, Window, grid
+from analysis.select import Selection
 from analysis.store import Entry
 from app.dashboard import data
+from app.dashboard.components.beside import Beside, choose_beside, show_beside
 from app.dashboard.components.chart import chart
-from app.dashboard.components.choose import choose_one, from_choices, number
+from app.dashboard.components.choose import choose_one
+from app.dashboard.components.downloads import downloads
 from app.dashboard.components.gate import admit
-from app.dashboard.components.job import asked_job, job_panel, launch_from_page
+from app.dashboard.components.identify_form import identify_form
+from app.dashboard.components.job import asked_job, job_panel
+from app.dashboard.components.place import place_fields, remember_place
+from app.dashboard.components.selection import mask_file, select_neurons, together
+from app.dashboard.components.terms import terms
 from app.dashboard.components.text import failure, heading, nothing_yet, plain
+from app.dashboard.components.working import working_buttons
+from app.dashboard.tables import Table, Vector, colours_of
 from toolkit.errors import SafeNeuronError
-from toolkit.masks import MaskFile, MethodInfo
 from toolkit.neurons import NeuronSet
 
-WAYS = {"thresholds": "Thresholds", "top": "Top share", "each": "A share for each score"}
-METHOD_NAMES = {"es": "ES", "sas": "SAS", "es+sas": "ES or SAS"}
-COLORS = {"sas": "SAS", "es": "ES", "delta": "shift"}
+ALL = "all layers"
+BOX = re.compile(r"([0-9]{1,9})-([0-9]{1,9})\.([0-9]{1,9})-([0-9]{1,9})")
 FACTS = {
-    "es": ("ES", "Cohen's d: shift over the pooled deviation"),
-    "sas": ("SAS", "z-score of the shift among the layer's neurons"),
     "delta": ("Shift", "mean on harmful minus mean on harmless prompts"),
     "mean_harmful": ("Mean, harmful", "mean activation on harmful prompts"),
     "mean_harmless": ("Mean, harmless", "mean activation on harmless prompts"),
 }
 
 
-def _selection(entry: Entry) -> Selection:
-    """The widgets that choose, set at first as the study was made."""
-    made = entry.summary["parameters"]
-    usual = "top" if "top" in made else "each" if {"top_es", "top_sas"} & set(made) else ""
-    usual = usual or "thresholds"
-    key = entry.key
-    left, middle, right = st.columns([2, 2, 3])
-    asked = st.query_params.get("method", entry.summary["method"])
-    method = left.radio(
-        "Score",
-        METHODS,
-        index=METHODS.index(asked) if asked in METHODS else 2,
-        format_func=lambda name: METHOD_NAMES[name],
-        key=f"method-{key}",
-        help="ES asks how far apart the two prompt sets lie for one neuron; SAS how unusual its "
-        "shift is within its layer. The paper unites both.",
+def _window(widths: list[int], key: str) -> Window:
+    """The part of the model to show: all of it, a layer, or the box that was drawn."""
+    layers = [str(layer) for layer, width in enumerate(widths) if width]
+    state = f"open-{key}"
+    options = [ALL, *layers]
+    asked = st.query_params.get("open", ALL)
+    if st.session_state.get(state) not in (None, *options):
+        del st.session_state[state]
+    opened = st.selectbox(
+        "Show",
+        options,
+        index=options.index(asked) if asked in options else 0,
+        format_func=lambda name: name if name == ALL else f"layer {name}, every neuron",
+        key=state,
+        on_change=_forget_box,
+        help="A layer is folded into rows, so that each of its neurons has a square of its own. "
+        "Or drag a box on the map to open it.",
     )
-    ways = list(WAYS)
-    asked = st.query_params.get("by", usual)
-    by = middle.radio(
-        "Choose by",
-        ways,
-        index=ways.index(asked) if asked in ways else 0,
-        format_func=lambda name: WAYS[name],
-        key=f"by-{key}",
-        help="Neurons above a threshold, or the best share of all neurons.",
-    )
-    values: dict[str, float] = {}
-    with right:
-        scores = method.split("+")
-        if by == "thresholds":
-            for score in scores:
-                name = f"tau_{score}"
-                values[name] = _slider(f"{score.upper()} above", name, made, 2.0, 0.0, 8.0, key)
-        elif by == "top":
-            values["top"] = _share("Share of all neurons, %", "top", made, 0.01, key)
-        else:
-            for score in scores:
-                label = f"Share by {score.upper()}, %"
-                values[f"top_{score}"] = _share(label, f"top_{score}", made, 0.005, key)
-    for name, value in {"method": method, "by": by, **values}.items():
-        st.query_params[name] = str(value)
-    for name in {"tau_es", "tau_sas", "top", "top_es", "top_sas"} - set(values):
-        st.query_params.pop(name, None)
-    return Selection.of(method, values)
+    st.query_params["open"] = opened
+    whole = Window.whole(widths) if opened == ALL else Window.of_layer(widths, int(opened))
+    match = BOX.fullmatch(st.query_params.get("box", ""))
+    if match is None:
+        st.query_params.pop("box", None)
+        return whole
+    top, bottom, left, right = map(int, match.groups())
+    return Window((top, bottom), (left, right)).within(widths)
 
 
-def _slider(
-    label: str, name: str, made: dict[str, Any], usual: float, low: float, high: float, key: str
-) -> float:
-    start = min(max(number(name, float(made.get(name, usual))), low), high)
-    return float(st.slider(label, low, high, start, 0.05, key=f"{name}-{key}"))
+def _forget_box() -> None:
+    st.query_params.pop("box", None)
 
 
-def _share(label: str, name: str, made: dict[str, Any], usual: float, key: str) -> float:
-    """A share of the neurons, shown in per cent."""
-    start = 100 * number(name, float(made.get(name, usual)))
-    start = min(max(round(start, 2), 0.05), 20.0)
-    shown = st.slider(label, 0.05, 20.0, start, 0.05, format="%.2f", key=f"{name}-{key}")
-    return round(shown / 100, 6)
-
-
-def _mask(entry: Entry, selection: Selection, parts: dict[str, NeuronSet]) -> MaskFile:
-    """The selection as a mask file, with the study's provenance."""
-    made = data.mask_of(entry)
-    kept = {name: made.method.parameters.get(name) for name in ("position", "backend", "dtype")}
-    parameters: dict[str, Any] = {**selection.parameters(), **kept}
-    return MaskFile.of(
-        reduce(or_, parts.values()),
-        made.model,
-        MethodInfo(name=selection.method, parameters=parameters),
-        made.prompts,
-        parts,
-    )
-
-
-def _clicked() -> None:
-    """A click on the map chooses its neuron in the number fields."""
-    points = st.session_state["map"].selection.points
-    if points and "customdata" in points[0]:
+def _clicked(name: str, cells: Grid) -> None:
+    """A click chooses its neuron, a box opens what is in it."""
+    selection = st.session_state[name].selection
+    if selection.box:
+        box = selection.box[0]
+        st.query_params["box"] = "{}-{}.{}-{}".format(*_boxed(box["x"], box["y"], cells))
+        return
+    points = [point for point in selection.points if "customdata" in point]
+    if points:
         carried = points[0]["customdata"]
-        st.session_state["layer"], st.session_state["neuron"] = int(carried[0]), int(carried[1])
+        # A row of a typed array comes back as an object.
+        neuron = carried["0"] if isinstance(carried, dict) else carried[0]
+        st.session_state["neuron"] = int(neuron)
+        layer = cells.window.layers[0] if cells.folded else points[0]["y"]
+        st.session_state["layer"] = int(layer)
 
 
-def _inspector(table: pd.DataFrame, chosen: tuple[int, int], neurons: NeuronSet) -> None:
+def _boxed(x: list[float], y: list[float], cells: Grid) -> tuple[int, int, int, int]:
+    """First and last layer, first and last neuron of a box in the map's own coordinates."""
+    (left, right), (low, high) = sorted(x), sorted(y)
+    if cells.folded:
+        across = cells.value.shape[1]
+        rows = cells.first[(cells.first >= low - across / 2) & (cells.first <= high + across / 2)]
+        first, last = (int(rows[0]), int(rows[-1]) + across - 1) if len(rows) else (0, across - 1)
+        layer = cells.window.layers[0]
+        return layer, layer, first, last
+    ends = (np.ceil(low), np.floor(high), np.floor(left), np.ceil(right))
+    top, bottom, start, stop = (max(int(end), 0) for end in ends)
+    return min(top, bottom), max(top, bottom), start, stop
+
+
+def _inspector(entry: Entry, table: Table, chosen: tuple[int, int], neurons: NeuronSet) -> None:
     layer, neuron = chosen
-    start = int(np.sum(neurons.widths[:layer]))
-    row = table.iloc[start + neuron]
+    row = table.neuron(layer, neuron)
     inside = chosen in neurons
-    st.markdown(f"**Layer {layer}, neuron {neuron}**")
-    st.badge(
-        "in the mask" if inside else "not in the mask",
-        color="orange" if inside else "gray",
-        icon=":material/check:" if inside else ":material/remove:",
-    )
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"**Layer {layer}, neuron {neuron}**")
+        st.badge(
+            "in the mask" if inside else "not in the mask",
+            color="orange" if inside else "gray",
+            icon=":material/check:" if inside else ":material/remove:",
+        )
+    facts = [(name.upper(), row[name], NAMES.get(name, "")) for name in table.scores]
+    facts += [(label, row[name], why) for name, (label, why) in FACTS.items() if name in row]
     st.table(
         pd.DataFrame(
-            [(label, f"{row[name]:.4g}", why) for name, (label, why) in FACTS.items()],
+            [(label, f"{value:.4g}", why) for label, value, why in facts],
             columns=["", "value", "what it is"],
         ).set_index("")
     )
+    asked = {"study": entry.key, "layer": str(layer), "neuron": str(neuron)}
+    st.page_link(
+        "pages/neuron.py",
+        label="Open this neuron's page",
+        icon=":material/arrow_forward:",
+        query_params=asked,
+    )
+    working_buttons(data.mask_of(entry), chosen)
 
 
-def _number_fields(table: pd.DataFrame, neurons: NeuronSet) -> tuple[int, int]:
-    """The chosen neuron; the strongest at first."""
-    widths = neurons.widths
-    best = table.iloc[int(table["sas"].to_numpy().argmax())]
-    asked = (int(number("layer", best["layer"])), int(number("neuron", best["neuron"])))
-    layers = [layer for layer, width in enumerate(widths) if width]
-    st.session_state.setdefault("layer", asked[0])
-    st.session_state.setdefault("neuron", asked[1])
-    # Another study may be smaller than the one the fields were set for.
-    st.session_state["layer"] = min(max(st.session_state["layer"], layers[0]), layers[-1])
-    first, second = st.columns(2)
-    layer = int(first.number_input("Layer", layers[0], layers[-1], step=1, key="layer"))
-    last = max(widths[layer] - 1, 0)
-    st.session_state["neuron"] = min(max(st.session_state["neuron"], 0), last)
-    neuron = int(second.number_input("Neuron", 0, last, step=1, key="neuron"))
-    st.query_params["layer"], st.query_params["neuron"] = str(layer), str(neuron)
-    return layer, neuron
+def _metrics(neurons: NeuronSet, parts: dict[str, NeuronSet]) -> None:
+    shown = {"Safety neurons": f"{len(neurons):,}", "Share of the model": f"{neurons.fraction:.2%}"}
+    shown["Layers with any"] = f"{len(neurons.layers())} of {len(neurons.widths)}"
+    shown |= {f"By {name.upper()}": f"{len(part):,}" for name, part in parts.items()}
+    for place, (label, value) in zip(st.columns(len(shown)), shown.items(), strict=True):
+        place.metric(label, value, border=True)
+
+
+def _draw(
+    values: Vector,
+    neurons: NeuronSet,
+    window: Window,
+    colours: Colours,
+    chosen: tuple[int, int],
+    name: str,
+) -> None:
+    """One map with its clicks and its words."""
+    cells = grid(values, neurons, window)
+    strips = None if cells.folded else Strips.of(values, neurons)
+    # Another key for another window: what was selected there is not selected here.
+    key = f"{name}-{window.layers}-{window.neurons}"
+    counts = neurons.counts()
+    most = int(counts.argmax())
+    chart(
+        map_figure(cells, colours, strips, chosen),
+        f"Safety map, layers {window.layers[0]} to {window.layers[1]} against neurons "
+        f"{window.neurons[0]} to {window.neurons[1]}, coloured by {colours.label}; the "
+        f"{len(neurons):,} selected are in full colour, most of them, {int(counts[most]):,}, in "
+        f"layer {most}",
+        key=key,
+        on_select=lambda: _clicked(key, cells),
+        selection_mode=("points", "box"),
+    )
+    if cells.per > 1:
+        st.caption(
+            f"Each square is {cells.per} neurons and shows the strongest of them, of the selected "
+            "where there are any. Drag a box, or choose a layer, to open it."
+        )
+
+
+def _map(
+    table: Table,
+    neurons: NeuronSet,
+    color: str,
+    window: Window,
+    ring: tuple[int, int],
+    beside: Beside | None,
+) -> None:
+    """The map, or two."""
+    if "box" in st.query_params:
+        (top, bottom), (left, right) = window.layers, window.neurons
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.caption(f"Opened: layers {top} to {bottom}, neurons {left:,} to {right:,}.")
+            st.button("Back to all", icon=":material/zoom_out:", on_click=_forget_box)
+    values = table.column(color)
+    colours = Colours(NAMES.get(color, color), table.limit(color))
+    if beside is None:
+        _draw(values, neurons, window, colours, ring, "map")
+    else:
+        show_beside(
+            beside,
+            table,
+            neurons,
+            color,
+            lambda v, n, c, name: _draw(v, n, window, c, ring, name),
+        )
+    st.caption(
+        "Vermilion fires more on harmful prompts, blue on harmless ones, grey is zero; full colour "
+        "is selected, faint is not. Right: share of each layer's neurons that is selected, and "
+        "its safety mass. A click shows the neuron below."
+    )
 
 
 def _study(entry: Entry) -> None:
-    table = data.scores(entry)
-    selection = _selection(entry)
-    parts = select_parts(table, entry.summary["widths"], selection)
-    neurons = reduce(or_, parts.values())
-
-    columns = st.columns(3 + len(parts))
-    columns[0].metric("Safety neurons", f"{len(neurons):,}", border=True)
-    columns[1].metric("Share of the model", f"{neurons.fraction:.2%}", border=True)
-    columns[2].metric(
-        "Layers with any", f"{len(neurons.layers())} of {len(neurons.widths)}", border=True
-    )
-    for place, (name, part) in zip(columns[3:], parts.items(), strict=True):
-        place.metric(f"By {name.upper()}", f"{len(part):,}", border=True)
-
-    color = st.segmented_control(
-        "Colour", list(COLORS), default="sas", format_func=lambda name: COLORS[name], key="color"
-    )
-    drawing = st.container()
+    table = Table(entry)
+    selection, parts = select_neurons(entry, table)
+    neurons = together(parts)
+    _metrics(neurons, parts)
+    options = colours_of(table.columns)
+    first = next((name for name in ("sas", *parts) if name in options), options[0])
+    left, right = st.columns(2)
+    with left:
+        color = _colour(options, first)
+    with right:
+        window = _window(table.widths, entry.key)
+    beside = choose_beside(entry, table, selection)
+    # The map rings the neuron whose number fields stand below it.
+    ring = remember_place(_strongest(table, first))
+    _map(table, neurons, color, window, ring, beside)
     left, right = st.columns([2, 3], gap="large")
     with left:
         st.subheader("One neuron")
-        st.caption("Click a square on the map, or give its place here.")
-        chosen = _number_fields(table, neurons)
-        _inspector(table, chosen, neurons)
-    with drawing:
-        chart(
-            safety_map_figure(table, neurons, color or "sas", chosen),
-            f"Safety map: {len(neurons.widths)} layers against their neurons, the {len(neurons):,} "
-            f"selected in full colour, coloured by {COLORS[color or 'sas']}",
-            key="map",
-            on_select=_clicked,
-        )
-        st.caption(
-            "Each square is one MLP neuron. Vermilion fires more on harmful prompts, blue on "
-            "harmless ones, grey is zero; full colour is selected, faint the strongest of the "
-            "rest. Drag to zoom, double-click to return."
-        )
+        chosen = place_fields(table.widths)
+        _inspector(entry, table, chosen, neurons)
     with right:
-        st.subheader("By layer")
-        st.caption("Share of each layer's neurons that is selected; dotted: of the whole model.")
-        counts = neurons.counts()
-        most = int(counts.argmax())
+        st.subheader("Scores of all neurons")
+        _histograms(table, selection, parts)
+    _take_away(entry, table, selection, parts, color)
+
+
+def _strongest(table: Table, score: str) -> tuple[int, int]:
+    """The neuron with the highest score."""
+    values = table.column(score)
+    place = int(np.where(np.isfinite(values), values, -np.inf).argmax())
+    starts = np.cumsum([0, *table.widths])
+    layer = int(np.searchsorted(starts, place, "right")) - 1
+    return layer, place - int(starts[layer])
+
+
+def _colour(options: list[str], usual: str) -> str:
+    asked = st.query_params.get("color", usual)
+    if st.session_state.get("color") not in (None, *options):
+        del st.session_state["color"]
+    color = st.selectbox(
+        "Colour",
+        options,
+        index=options.index(asked if asked in options else usual),
+        format_func=lambda name: NAMES.get(name, name),
+        key="color",
+    )
+    st.query_params["color"] = color
+    return str(color)
+
+
+def _histograms(table: Table, selection: Selection | None, parts: dict[str, NeuronSet]) -> None:
+    """How each score of the method is spread, and where its threshold is."""
+    for name in [name for name in parts if name in table.scores][:3]:
+        parameters = {} if selection is None else selection.parameters()
+        threshold = parameters.get(f"tau_{name}")
+        counts, edges = table.bins(name)
+        tau = float(threshold) if isinstance(threshold, int | float) else None
         chart(
-            layer_fraction_figure(neurons),
-            f"Bars: selected share of each layer; layer {most} has most, {int(counts[most]):,}",
-            key="by-layer",
+            histogram_figure(counts, edges, name, tau),
+            f"Histogram: how many neurons have each {name.upper()}, on a logarithmic axis",
+            key=f"histogram-{name}",
         )
-    st.subheader("Scores of all neurons")
-    for place, name in zip(st.columns(len(parts)), parts, strict=True):
-        with place:
-            tau = {"es": selection.tau_es, "sas": selection.tau_sas}[name]
-            by_threshold = not {"top", "top_es", "top_sas"} & set(selection.parameters())
-            figure = score_histogram(table, name, tau if by_threshold else None)
-            chart(
-                figure,
-                f"Histogram: how many neurons have each {name.upper()}, on a logarithmic axis",
-                key=f"histogram-{name}",
-            )
-    _take_away(entry, table, _mask(entry, selection, parts))
 
 
-def _take_away(entry: Entry, table: pd.DataFrame, mask: MaskFile) -> None:
-    first, second, third = st.columns(3)
-    first.download_button(
-        "Mask as JSON",
-        mask.to_json(),
-        "mask.json",
-        "application/json",
-        icon=":material/download:",
-        width="stretch",
-    )
-    second.download_button(
-        "Scores as CSV",
-        lambda: table.to_csv(index=False).encode(),
-        "scores.csv",
-        "text/csv",
-        icon=":material/download:",
-        width="stretch",
-    )
-    empty = not mask.count
-    if third.button(
-        "Attack this selection", icon=":material/bolt:", disabled=empty, width="stretch"
-    ):
-        kept = data.keep_mask(mask)
-        asked = {"mask": str(kept), "model": mask.model.source}
-        st.switch_page("pages/attack.py", query_params=asked)
-
-
-def _form(expanded: bool) -> None:
-    usual = IdentifyRequest.model_fields
-    with (
-        st.expander("Identify the safety neurons of a model", expanded, icon=":material/search:"),
-        st.form("identify", border=False),
-    ):
-        model = from_choices("Model", data.model_choices(), "model", new=True)
-        left, right = st.columns(2)
-        harmful = left.text_input("Harmful prompts", usual["harmful"].default)
-        harmless = right.text_input(
-            "Harmless prompts",
-            usual["harmless"].default,
-            help="A known set, whole or a slice such as advbench[:100], or a file.",
+def _take_away(
+    entry: Entry,
+    table: Table,
+    selection: Selection | None,
+    parts: dict[str, NeuronSet],
+    color: str,
+) -> None:
+    st.subheader("Take it away")
+    st.caption("This page's address restores this view. The camera above the map saves it as PNG.")
+    neurons = together(parts)
+    empty = not len(neurons)
+    with st.container(horizontal=True):
+        st.download_button(
+            "mask.json",
+            lambda: mask_file(entry, selection, parts).to_json().encode(),
+            "mask.json",
+            "application/json",
+            icon=":material/download:",
+            disabled=empty,
+            on_click="ignore",
         )
-        a, b, c, d = st.columns(4)
-        position = a.selectbox("Token position", ["last", "mean", "max"])
-        backend = b.selectbox("Backend", ["torch", "transformerlens", "nnsight"])
-        top = c.number_input("Top share, %", 0.05, 50.0, 1.0, 0.05)
-        batch = d.number_input("Prompts at a time", 1, 512, usual["batch_size"].default)
-        if st.form_submit_button("Identify", type="primary", icon=":material/play_arrow:"):
-            values = {"model": model or "", "harmful": harmful, "harmless": harmless}
-            values |= {"position": position, "backend": backend}
-            values |= {"top": round(top / 100, 6), "batch_size": int(batch)}
-            if not model:
-                failure(SafeNeuronError("choose a model, or type the name of one"))
-                return
-            try:
-                request = parse_request(IdentifyRequest, values)
-            except SafeNeuronError as error:
-                failure(error)
-                return
-            if launch_from_page("identify", request):
-                st.rerun()
+        if st.button("Keep this mask", icon=":material/bookmark_add:", disabled=empty):
+            data.keep_mask(mask_file(entry, selection, parts))
+            st.toast("Kept: the Masks page, Attack and Align have it now.")
+        if st.button("Attack this selection", icon=":material/bolt:", disabled=empty):
+            kept = data.keep_mask(mask_file(entry, selection, parts))
+            asked = {"mask": str(kept), "model": str(entry.summary["model"])}
+            st.switch_page("pages/attack.py", query_params=asked)
+    downloads("scores", table.whole, key="scores")
+    downloads("layers", lambda: _layers(table, neurons, color), key="layers")
+
+
+def _layers(table: Table, neurons: NeuronSet, color: str) -> pd.DataFrame:
+    """What the side strip shows."""
+    strips = Strips.of(table.column(color), neurons)
+    rows = {"layer": np.arange(len(table.widths)), "width": table.widths}
+    rows |= {"selected": neurons.counts(), "fraction": strips.fraction}
+    return pd.DataFrame(rows | {f"mass_{color}": strips.mass})
 
 
 admit()
@@ -298,14 +326,16 @@ else:
     labels = {key: data.study_label(entry) for key, entry in entries.items()}
     study = entries[choose_one("study", "Study", list(entries), lambda key: labels[key])]
     facts = study.summary
-    st.caption(
-        plain(
-            f"{facts['architecture']}, {len(facts['widths'])} layers, {sum(facts['widths']):,} "
-            f"neurons; {facts['harmful']} against {facts['harmless']}"
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption(
+            plain(
+                f"{facts['architecture']}, {len(facts['widths'])} layers, "
+                f"{sum(facts['widths']):,} neurons; {facts['harmful']} against {facts['harmless']}"
+            )
         )
-    )
+        terms("Neuron", "ES", "SAS", "Shift", "Selected", "Safety mass", "Difference")
     try:
         _study(study)
     except SafeNeuronError as error:
         failure(error)
-_form(expanded=not found)
+identify_form(expanded=not found)
