@@ -35,6 +35,7 @@ __all__ = [
     "safety_map_figure",
     "score_bins",
     "score_histogram",
+    "success_figure",
     "training_figure",
 ]
 
@@ -55,7 +56,7 @@ def layer_fraction_figure(neurons: NeuronSet) -> go.Figure:
         y=100 * neurons.fraction,
         line={"color": INK, "dash": "dot", "width": 1},
     )
-    figure.update_xaxes(title="layer")
+    figure.update_xaxes(title="layer", tick0=0, dtick=max(1, -(-len(widths) // 16)))
     figure.update_yaxes(title="selected neurons, %", rangemode="tozero")
     return styled(figure, 300)
 
@@ -147,6 +148,40 @@ def attack_figure(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title="answers, %", col=1)
     figure.update_annotations(font={"color": INK, "size": 13})
     return legend_below(styled(figure, 400))
+
+
+def success_figure(table: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
+    """Attack success on harmful prompts, a row a setting, with k/n and Wilson 95 % intervals.
+
+    Args:
+        table: as :func:`analysis.robustness.headline` gives it.
+        names: setting -> how it is called; settings without a name are left out.
+    """
+    harmful = table[table["side"] == "harmful"].set_index("setting")
+    shown = [name for name in names if name in harmful.index]
+    rows = harmful.loc[shown]
+    figure = go.Figure(
+        go.Scatter(
+            x=100 * rows["success"].to_numpy(dtype=np.float64),
+            y=[names[name] for name in shown],
+            mode="markers+text",
+            text=[f"{row['k_success']:.0f}/{row['n']}" for row in rows.to_dict("records")],
+            textposition="top center",
+            cliponaxis=False,
+            error_x=_errors(rows, "success"),
+            marker={
+                "size": 11,
+                "symbol": ["diamond" if name == "FULL" else "circle" for name in shown],
+                "color": [VERMILION if name == "FULL" else BLUE for name in shown],
+            },
+            customdata=rows[["success_low", "success_high"]].to_numpy(dtype=np.float64) * 100,
+            hovertemplate="%{y}: %{text} = %{x:.1f} %, [%{customdata[0]:.1f}, "
+            "%{customdata[1]:.1f}]<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title="attack success, %", range=[-2, 102], nticks=6)
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return styled(figure, 190).update_layout(margin={"t": 12, "b": 42, "l": 8})
 
 
 def compare_figure(tables: Mapping[str, pd.DataFrame]) -> go.Figure:

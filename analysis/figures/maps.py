@@ -236,5 +236,6 @@ def _set_axes(figure: go.Figure, cells: Grid, with_strips: bool) -> None:
     figure.update_yaxes(range=[top - 0.6, bottom + 0.6], dtick=1 if rows <= 16 else None)
     figure.update_yaxes(title="layer", col=1)
     if with_strips:
-        figure.update_xaxes(title="selected, %", rangemode="tozero", nticks=3, col=2)
-        figure.update_xaxes(title="mass", rangemode="tozero", nticks=3, col=3)
+        ticks = {"rangemode": "tozero", "nticks": 2, "tickangle": 0, "tickfont": {"size": 11}}
+        figure.update_xaxes(title="%", col=2, **ticks)
+        figure.update_xaxes(title="mass", col=3, **ticks)

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from analysis.figures.style import BLUE, VERMILION, legend_below, styled
 
 BINS = 40
-SIDES = {"harmful": (VERMILION, ""), "harmless": (BLUE, "/")}
+SIDES = {"harmful": VERMILION, "harmless": BLUE}
 
 
 def distribution_figure(sides: Mapping[str, Sequence[float]]) -> go.Figure:
@@ -21,7 +21,7 @@ def distribution_figure(sides: Mapping[str, Sequence[float]]) -> go.Figure:
     edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins=BINS)
     centres, width = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
     figure = go.Figure()
-    for name, (color, pattern) in SIDES.items():
+    for name, color in SIDES.items():
         counts, _ = np.histogram(values[name], bins=edges)
         figure.add_bar(
             x=centres,
@@ -30,11 +30,7 @@ def distribution_figure(sides: Mapping[str, Sequence[float]]) -> go.Figure:
             customdata=counts,
             name=f"{name}: {len(values[name])} prompts, mean {values[name].mean():.3g}",
             opacity=0.72,
-            marker={
-                "color": color,
-                "line": {"width": 0},
-                "pattern": {"shape": pattern, "solidity": 0.2},
-            },
+            marker={"color": color, "line": {"width": 0}},
             hovertemplate="about %{x:.3g}: %{customdata} " + name + " prompts<extra></extra>",
         )
         figure.add_vline(x=values[name].mean(), line={"color": color, "width": 2, "dash": "dash"})

@@ -205,22 +205,25 @@ def method_overlap_figure(rows: pd.DataFrame, names: tuple[str, str]) -> go.Figu
     return legend_below(styled(figure, 360))
 
 
-def redistribution_figure(layers: pd.DataFrame) -> go.Figure:
+def redistribution_figure(
+    layers: pd.DataFrame, names: tuple[str, str] = ("before", "after")
+) -> go.Figure:
     """Share of the safety mass in each layer, before and after alignment.
 
     Args:
         layers: as :attr:`analysis.redistribution.Redistribution.layers` has them.
+        names: how the two are called.
     """
     figure = go.Figure()
     for place, (when, color) in enumerate((("before", BLUE), ("after", VERMILION))):
         figure.add_bar(
             x=layers["layer"].to_numpy(),
             y=100 * layers[f"share_{when}"].to_numpy(dtype=np.float64),
-            name=when,
+            name=names[place],
             marker={"color": color, "pattern": {"shape": PATTERNS[place], "solidity": 0.2}},
             customdata=layers[[f"neurons_{when}", f"mass_{when}"]].to_numpy().tolist(),
             hovertemplate="layer %{x}: %{y:.1f} % of the mass, %{customdata[0]} neurons"
-            "<extra>" + when + "</extra>",
+            "<extra>" + names[place] + "</extra>",
         )
     _layers(figure, len(layers))
     figure.update_yaxes(title="share of the safety mass, %", rangemode="tozero")

@@ -59,6 +59,14 @@ class Table:
         row = self._of(_layer, layer).iloc[neuron]
         return {str(name): float(value) for name, value in row.items()}
 
+    def strongest(self, name: str) -> tuple[int, int]:
+        """Layer and place of the neuron with the highest score."""
+        values = self.column(name)
+        place = int(np.where(np.isfinite(values), values, -np.inf).argmax())
+        starts = np.cumsum([0, *self.widths])
+        layer = int(np.searchsorted(starts, place, "right")) - 1
+        return layer, place - int(starts[layer])
+
     def limit(self, name: str) -> float:
         """Where the colours of a score end."""
         return self._of(_limit, name)

@@ -3,14 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 import streamlit as st
 
 from analysis.figures.maps import Colours
+from analysis.figures.paper import redistribution_figure
 from analysis.figures.style import NAMES
-from analysis.safety_map import colour_limit
+from analysis.safety_map import colour_limit, mass_by_layer
 from analysis.select import Selection
 from analysis.store import Entry
 from app.dashboard import data
+from app.dashboard.components.chart import chart
 from app.dashboard.components.selection import chosen_by, together
 from app.dashboard.components.text import plain
 from app.dashboard.tables import Table, Vector
@@ -55,13 +59,12 @@ def choose_beside(entry: Entry, table: Table, selection: Selection | None) -> Be
     labels = {NOTHING: "nothing"}
     labels |= {SCORE + name: f"this study by {NAMES.get(name, name)}" for name in table.scores}
     labels |= {name: data.study_label(other) for name, other in others.items()}
-    left, right = st.columns([3, 2])
     asked = st.query_params.get("with", NOTHING)
     state = f"with-{entry.key}"
     options = list(labels)
     if st.session_state.get(state) not in (None, *options):
         del st.session_state[state]
-    chosen = left.selectbox(
+    chosen = st.selectbox(
         "Compare with",
         options,
         index=options.index(asked) if asked in options else 0,
@@ -75,11 +78,8 @@ def choose_beside(entry: Entry, table: Table, selection: Selection | None) -> Be
             st.query_params.pop(name, None)
         return None
     shown = st.query_params.get("as", VIEWS[0])
-    with right:
-        view = st.segmented_control(
-            "As", VIEWS, default=shown if shown in VIEWS else VIEWS[0], key=f"as-{entry.key}"
-        )
-    view = view or VIEWS[0]
+    usual = shown if shown in VIEWS else VIEWS[0]
+    view = st.segmented_control("As", VIEWS, default=usual, key=f"as-{entry.key}") or VIEWS[0]
     st.query_params["with"], st.query_params["as"] = chosen, view
     if chosen.startswith(SCORE):
         name = chosen.removeprefix(SCORE)
@@ -106,8 +106,10 @@ def show_beside(beside: Beside, table: Table, neurons: NeuronSet, color: str, dr
     other = beside.neurons or _as_many(beside.table, score, len(neurons))
     both, joined, left = neurons & other, other - neurons, neurons - other
     st.caption(
-        plain(f"{len(both):,} neurons are selected in both, {len(joined):,} only in the second ")
-        + plain(f"({beside.label}), {len(left):,} only in the first.")
+        plain(
+            f"Second: {beside.label}. Selected in both: {len(both):,}; only in the second: "
+            f"{len(joined):,}; only in the first: {len(left):,}."
+        )
     )
     if beside.view == VIEWS[1]:
         values = table.minus(color, beside.table, score)
@@ -115,17 +117,33 @@ def show_beside(beside: Beside, table: Table, neurons: NeuronSet, color: str, dr
         label = f"second less first, {unit}; full colour where the selection changed"
         draw(values, joined | left, Colours(label, colour_limit(values)), "difference")
         return
-    for place, (which, source, name, chosen) in zip(
-        st.columns(2),
-        (("first", table, color, neurons), ("second", beside.table, score, other)),
-        strict=True,
-    ):
+    sides = (("first", table, color, neurons), ("second", beside.table, score, other))
+    for place, (which, source, name, chosen) in zip(st.columns(2), sides, strict=True):
         with place:
             label = NAMES.get(name, name)
             # One scale for one score, so that the two can be held against each other.
             limit = max(table.limit(score), beside.table.limit(score))
             limit = limit if score == color else source.limit(name)
             draw(source.column(name), chosen, Colours(f"{which}: {label}", limit), which)
+    _moved(sides)
+
+
+def _moved(sides: tuple[tuple[str, Table, str, NeuronSet], ...]) -> None:
+    """Where each map's safety mass lies, layer by layer."""
+    rows = pd.DataFrame({"layer": np.arange(len(sides[0][1].widths))})
+    for when, (_, source, name, chosen) in zip(("before", "after"), sides, strict=True):
+        mass = mass_by_layer(source.column(name), chosen)
+        rows[f"mass_{when}"] = mass
+        rows[f"share_{when}"] = mass / mass.sum() if mass.sum() else 0.0
+        rows[f"neurons_{when}"] = chosen.counts()
+    most = [int(rows[f"share_{when}"].argmax()) for when in ("before", "after")]
+    chart(
+        redistribution_figure(rows, ("first", "second")),
+        "Bars: share of the safety mass in each layer, of the first map and of the second; the "
+        f"first has most in layer {most[0]}, the second in layer {most[1]}",
+        key="moved",
+    )
+    st.caption("Where the safety mass lies: each layer's share of the map's own.")
 
 
 def _as_many(table: Table, score: str, count: int) -> NeuronSet:

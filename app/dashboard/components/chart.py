@@ -34,6 +34,7 @@ def chart(
     st.plotly_chart(
         on_paper(figure, paper),
         theme=None,
+        height=int(figure.layout.height),  # so that nothing jumps when it is drawn
         key=key,
         alt=alt,
         config={"displaylogo": False},

@@ -30,15 +30,20 @@ def choose_one(
 
 
 def choose_many(
-    name: str, label: str, options: Sequence[str], label_of: Callable[[str], str], **more: Any
+    name: str,
+    label: str,
+    options: Sequence[str],
+    label_of: Callable[[str], str],
+    usual: Sequence[str] | None = None,
+    **more: Any,
 ) -> list[str]:
-    """A multiple choice, by default the first option, kept in the address under ``name``."""
+    """A multiple choice, kept in the address under ``name``; at first ``usual``, or one option."""
     asked = [part for part in st.query_params.get(name, "").split(",") if part in options]
     key = f"{name}-choices"
     if key in st.session_state:
         st.session_state[key] = [part for part in st.session_state[key] if part in options]
     values = st.multiselect(
-        label, options, default=asked or options[:1], format_func=label_of, key=key, **more
+        label, options, default=asked or usual or options[:1], format_func=label_of, key=key, **more
     )
     if values:
         st.query_params[name] = ",".join(values)
@@ -54,7 +59,9 @@ def number(name: str, default: float) -> float:
     return given if math.isfinite(given) else default
 
 
-def from_choices(label: str, choices: Sequence[Choice], name: str, new: bool = False) -> str | None:
+def from_choices(
+    label: str, choices: Sequence[Choice], name: str, new: bool = False, **more: Any
+) -> str | None:
     """A select box over choices; with ``new``, something else may be typed."""
     labels = {choice.value: choice.label for choice in choices}
     asked = st.query_params.get(name)
@@ -66,5 +73,6 @@ def from_choices(label: str, choices: Sequence[Choice], name: str, new: bool = F
         format_func=lambda value: labels.get(value, value),
         accept_new_options=new,
         placeholder="embedded name, folder, .gguf file or hub name" if new else "none at hand",
+        **more,
     )
     return None if value is None else str(value).strip() or None

@@ -30,7 +30,7 @@ def downloads(
     value: Callable[[], Any] | None = None,
     key: str = "",
 ) -> None:
-    """Buttons for a CSV and a JSON file.
+    """Buttons for a CSV and a JSON file, in a row of their own.
 
     Args:
         name: of the files, without its end.
@@ -38,15 +38,30 @@ def downloads(
         value: makes what the JSON holds.
         key: tells the buttons from others on the page.
     """
-    made = value or table
     with st.container(horizontal=True):
-        if table is not None:
-            _button(f"{name}.csv", lambda: table().to_csv(index=False).encode(), "text/csv", key)
-        if made is not None:
-            _button(f"{name}.json", lambda: as_json(made()), "application/json", key)
+        both_buttons(name, table, value, key)
 
 
-def _button(name: str, make: Callable[[], bytes], kind: str, key: str) -> None:
+def both_buttons(
+    name: str,
+    table: Callable[[], pd.DataFrame] | None = None,
+    value: Callable[[], Any] | None = None,
+    key: str = "",
+) -> None:
+    """The buttons of :func:`downloads`, in a row that the caller has."""
+    made = value or table
+    if table is not None:
+        file_button(
+            f"{name}.csv", lambda: table().to_csv(index=False).encode(), "text/csv", key=key
+        )
+    if made is not None:
+        file_button(f"{name}.json", lambda: as_json(made()), "application/json", key=key)
+
+
+def file_button(
+    name: str, make: Callable[[], bytes], kind: str, disabled: bool = False, key: str = ""
+) -> None:
+    """A button for a file that is made when it is asked for."""
     st.download_button(
         name,
         make,
@@ -54,5 +69,6 @@ def _button(name: str, make: Callable[[], bytes], kind: str, key: str) -> None:
         kind,
         icon=":material/download:",
         key=f"download-{key}-{name}",
+        disabled=disabled,
         on_click="ignore",
     )

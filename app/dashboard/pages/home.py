@@ -1,12 +1,16 @@
 """Home: what is known of each model's safety, what is running, and how to begin."""
 
+from typing import Any
+
 import pandas as pd
 import streamlit as st
 
+from analysis.figures import layer_fraction_figure, success_figure
 from analysis.requests import IdentifyRequest
 from analysis.robustness import AttackResult, finding, headline
 from analysis.store import Entry
 from app.dashboard import data
+from app.dashboard.components.chart import chart
 from app.dashboard.components.choose import from_choices
 from app.dashboard.components.downloads import downloads
 from app.dashboard.components.gate import admit
@@ -22,52 +26,67 @@ from toolkit.neurons import NeuronSet
 
 MODELS = 3  # headlines shown in full
 POLL = 3.0  # seconds
-SETTINGS = {"ORI": "Whole model", "FULL": "Without them", "RANDOM": "Without as many random"}
+HELP = (
+    "Its safety neurons are found from harmful and harmless prompts, the top 1 % by ES or SAS; the "
+    "Safety map has every other option."
+)
+RECENT = 5  # studies of a model among which one that was attacked is looked for
+SETTINGS = {"ORI": "whole model", "FULL": "without them", "RANDOM": "random ones"}
+FACT: dict[str, Any] = {"delta_color": "off", "delta_arrow": "off", "border": True}
 
 
-def _headline(study: Entry) -> None:
-    """One model: how many safety neurons, where, and what attacks say of them."""
+def _headline(study: Entry, result: AttackResult | None) -> None:
+    """One model: how many safety neurons, where, and what an attack says of them."""
     facts = study.summary
     neurons = data.mask_of(study).neuron_set()
-    st.markdown(f"#### {plain(data.model_label(facts['model']))}")
-    st.caption(plain(data.study_label(study)))
-    result = _attack(study)
-    shares = {} if result is None else _shares(result)
-    columns = st.columns(2 + len(SETTINGS) if shares else 2)
-    columns[0].metric(
-        "Safety neurons", f"{len(neurons):,}", f"{neurons.fraction:.2%} of all", "off", border=True
-    )
     layer, share, half = _where(neurons)
-    columns[1].metric(
-        "Densest layer",
-        f"{layer} of {len(neurons.widths)}",
-        f"{share:.1%} of it; half of them by layer {half}",
-        "off",
-        border=True,
+    st.markdown(f"#### {plain(data.model_label(facts['model']))}")
+    st.caption(
+        plain(
+            f"{facts['method']} at the {facts['position']} token, {facts['harmful']} against "
+            f"{facts['harmless']}; {study.created:%Y-%m-%d %H:%M}"
+        )
     )
-    for place, (name, label) in zip(columns[2:], SETTINGS.items(), strict=False):
-        if name in shares:
-            value, interval = shares[name]
-            help_text = "Harmful prompts neither refused nor degenerate, Wilson 95 %."
-            place.metric(label, value, interval, "off", border=True, help=help_text)
-    told = finding(result) if result is not None else None
+    first, second, third = st.columns([3, 5, 5])
+    first.metric("Safety neurons", f"{len(neurons):,}", f"{neurons.fraction:.2%} of all", **FACT)
+    first.metric("Densest layer", f"{layer} of {len(neurons.widths)}", f"{share:.1%} of it", **FACT)
+    with second:
+        st.markdown("**Where they are**")
+        figure = layer_fraction_figure(neurons)
+        figure.update_layout(height=190, margin={"t": 12, "b": 42, "r": 8})
+        chart(
+            figure,
+            f"Bars: selected share of each layer; layer {layer} has most, {share:.1%}, and half of "
+            f"all lie in layers 0 to {half}",
+            key=f"layers-{study.key}",
+        )
+    with third:
+        st.markdown("**What is left without them**")
+        told = finding(result) if result is not None else None
+        if result is None:
+            st.caption("Not attacked yet: the Attack page removes them and counts the refusals.")
+        else:
+            chart(
+                success_figure(headline(result), SETTINGS),
+                "Attack success with intervals: " + (told.sentence if told else "see Attack"),
+                key=f"success-{study.key}",
+            )
     if told is not None:
         st.caption(plain(told.sentence))
-    elif not shares:
-        st.caption("Not attacked yet: the Attack page tells what is left without these neurons.")
+    _links(study)
+
+
+def _links(study: Entry) -> None:
     asked = {"study": study.key}
+    mask = {"mask": str(study.file("mask.json")), "model": str(study.summary["model"])}
     with st.container(horizontal=True):
-        for page, title, icon in (
-            ("safety_map", "Safety map", "grid_on"),
-            ("neuron", "Strongest neuron", "adjust"),
+        for page, title, icon, query in (
+            ("safety_map", "Safety map", "grid_on", asked),
+            ("neuron", "Strongest neuron", "adjust", asked),
+            ("attack", "Attack it", "bolt", mask),
         ):
             st.page_link(
-                f"pages/{page}.py", label=title, icon=f":material/{icon}:", query_params=asked
-            )
-        if result is None:
-            mask = {"mask": str(study.file("mask.json")), "model": str(facts["model"])}
-            st.page_link(
-                "pages/attack.py", label="Attack it", icon=":material/bolt:", query_params=mask
+                f"pages/{page}.py", label=title, icon=f":material/{icon}:", query_params=query
             )
 
 
@@ -81,31 +100,18 @@ def _where(neurons: NeuronSet) -> tuple[int, float, int]:
 
 
 def _attack(study: Entry) -> AttackResult | None:
-    """The newest attack on the study's model, with its mask where there is one."""
-    found = data.attacks_on(str(study.summary.get("fingerprint")))
-    own = data.mask_of(study).sha256
-    found.sort(key=lambda entry: entry.summary["mask"] != own)
-    for entry in found:
-        try:
-            return data.attack_result(entry.file("attack.json"))
-        except SafeNeuronError:
-            continue
+    """The newest attack on the study's model with its own mask."""
+    try:
+        own = data.mask_of(study).sha256
+    except SafeNeuronError:
+        return None
+    for entry in data.attacks_on(str(study.summary.get("fingerprint"))):
+        if entry.summary["mask"] == own:
+            try:
+                return data.attack_result(entry.file("attack.json"))
+            except SafeNeuronError:
+                continue
     return None
-
-
-def _shares(result: AttackResult) -> dict[str, tuple[str, str]]:
-    """Setting -> attack success in per cent, and k/n with its interval."""
-    table = headline(result)
-    harmful = table[table["side"] == "harmful"]
-    return {
-        row["setting"]: (
-            f"{row['success']:.1%}",
-            f"{row['k_success']:.0f}/{row['n']} [{row['success_low']:.1%}, "
-            f"{row['success_high']:.1%}]",
-        )
-        for row in harmful.to_dict("records")
-        if row["setting"] in SETTINGS
-    }
 
 
 def _running(jobs: list[Job]) -> None:
@@ -152,13 +158,11 @@ def _studies(found: list[Entry]) -> None:
 
 
 def _start(first: bool) -> None:
-    st.subheader("Start a study")
-    st.caption(
-        "Its safety neurons are found from harmful and harmless prompts, the top 1 % by ES or SAS; "
-        "the Safety map has every other option."
-    )
-    with st.form("start", border=True):
-        model = from_choices("Model", data.model_choices(), "model", new=True)
+    with (
+        st.form("start", border=True),
+        st.container(horizontal=True, vertical_alignment="bottom"),
+    ):
+        model = from_choices("Model", data.model_choices(), "model", new=True, help=HELP)
         if st.form_submit_button(
             "Start a study", type="primary" if first else "secondary", icon=":material/play_arrow:"
         ):
@@ -169,13 +173,16 @@ def _start(first: bool) -> None:
 
 
 def _headlines(found: list[Entry]) -> None:
-    newest: dict[str, Entry] = {}
+    """The newest studies, one a model: one that was attacked goes before a newer one."""
+    by_model: dict[str, list[Entry]] = {}
     for entry in found:
-        newest.setdefault(str(entry.summary.get("fingerprint")), entry)
-    for entry in list(newest.values())[:MODELS]:
+        by_model.setdefault(str(entry.summary.get("fingerprint")), []).append(entry)
+    for entries in list(by_model.values())[:MODELS]:
+        attacked = ((entry, _attack(entry)) for entry in entries[:RECENT])
+        study, result = next((pair for pair in attacked if pair[1]), (entries[0], None))
         with st.container(border=True):
             try:
-                _headline(entry)
+                _headline(study, result)
             except SafeNeuronError as error:
                 failure(error)
 
@@ -191,22 +198,20 @@ job = asked_job()
 if job is not None:
     with st.container(border=True):
         job_panel(job)
-if found:
-    terms("Neuron", "ES", "SAS", "Attack success", "Random control")
-    _headlines(found)
-else:
+if not found:
     st.info(
         "No study yet. Start one below on a model of yours or an embedded one, or run "
         "`safeneuron demo` in a terminal for the whole method on the embedded model.",
         icon=":material/explore:",
     )
-left, right = st.columns([3, 2], gap="large")
+left, right = st.columns([3, 2], gap="large", vertical_alignment="center")
 with left:
     _start(first=not found)
 with right:
-    st.subheader("Running now")
     jobs = list_jobs()
     busy = any(state_of(one).state in {"queued", *ALIVE} for one in jobs)
     st.fragment(_running, run_every=POLL if busy else None)(jobs)
 if found:
+    _headlines(found)
     _studies(found)
+    terms("Neuron", "ES", "SAS", "Attack success", "Random control")

@@ -19,7 +19,7 @@ from analysis.mask_library import (
 from app.dashboard import data
 from app.dashboard.components.chart import chart
 from app.dashboard.components.choose import choose_many
-from app.dashboard.components.downloads import downloads
+from app.dashboard.components.downloads import both_buttons, downloads, file_button
 from app.dashboard.components.gate import admit
 from app.dashboard.components.terms import terms
 from app.dashboard.components.text import failure, heading, nothing_yet, plain
@@ -48,15 +48,31 @@ def _library(found: Sequence[Card]) -> None:
         }
         for card in found
     )
+    st.caption("Click rows to choose masks, or choose them by name below.")
     st.dataframe(
         table,
         hide_index=True,
+        key="library",
+        on_select=lambda: _picked(found),
+        selection_mode="multi-row",
         column_config={
+            "method": st.column_config.TextColumn(width="medium"),
             "share": st.column_config.NumberColumn(format="percent"),
             "made": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm"),
         },
     )
     downloads("masks", lambda: table, key="library")
+
+
+def _picked(found: Sequence[Card]) -> None:
+    """Rows that were clicked are the masks that are chosen."""
+    rows = st.session_state["library"].selection.rows
+    st.session_state["masks-choices"] = [_name(found[row]) for row in rows if row < len(found)]
+
+
+def _name(card: Card) -> str:
+    """A mask's name in the address: the same neurons may be kept and a study's."""
+    return f"{card.origin[0]}{card.sha256[:12]}"
 
 
 def _import() -> None:
@@ -109,8 +125,9 @@ def _algebra(chosen: list[Card]) -> MaskFile:
     together = combine(masks, operation)
     shown = {f"mask {place + 1}": len(each) for place, each in enumerate(sets)}
     shown[operation] = together.count
-    for place, (label, value) in zip(st.columns(len(shown)), shown.items(), strict=True):
-        place.metric(label, f"{value:,}", border=True)
+    with st.container(horizontal=True):
+        for label, value in shown.items():
+            st.metric(label, f"{value:,}", border=True, width=150)
     return together
 
 
@@ -120,8 +137,8 @@ def _show(mask: MaskFile, chosen: list[Card]) -> None:
     st.caption(
         plain(
             f"{mask.count:,} of {mask.model.neurons:,} neurons ({mask.fraction:.2%}) of "
-            f"{mask.model.source}, by {mask.method.name}; from {sides.harmful.count} harmful "
-            f"({sides.harmful.name}) and {sides.harmless.count} harmless prompts "
+            f"{data.model_label(mask.model.source)}; method: {mask.method.name}; from "
+            f"{sides.harmful.count} harmful ({sides.harmful.name}) and {sides.harmless.count} harmless prompts "
             f"({sides.harmless.name})"
         )
     )
@@ -136,31 +153,28 @@ def _show(mask: MaskFile, chosen: list[Card]) -> None:
         key="by-layer",
     )
     with st.container(horizontal=True):
-        st.download_button(
-            "mask.json",
-            lambda: mask.to_json().encode(),
-            "mask.json",
-            "application/json",
-            icon=":material/download:",
-            on_click="ignore",
-        )
-        made = len(chosen) > 1 or chosen[0].origin == "working"
-        if made and st.button("Keep it", icon=":material/bookmark_add:"):
-            keep(mask)
-            st.rerun()
         if st.button("Attack with it", icon=":material/bolt:"):
             _go("pages/attack.py", mask, chosen)
         if st.button("Align with it", icon=":material/shield:"):
             _go("pages/align.py", mask, chosen)
-    downloads("neurons", lambda: neurons_frame(mask), key="neurons")
-    if len(chosen) == 1 and chosen[0].origin != "study":
-        label = "Empty the working mask" if chosen[0].origin == "working" else "Remove from library"
-        with st.popover(label, icon=":material/delete:"):
-            st.markdown("It cannot be brought back.")
-            if st.button("Remove", type="primary", key="remove"):
-                discard(chosen[0])
-                st.query_params.pop("masks", None)
-                st.rerun()
+        made = len(chosen) > 1 or chosen[0].origin == "working"
+        if made and st.button("Keep it", icon=":material/bookmark_add:"):
+            keep(mask)
+            st.rerun()
+        file_button("mask.json", lambda: mask.to_json().encode(), "application/json")
+        both_buttons("neurons", lambda: neurons_frame(mask))
+        if len(chosen) == 1 and chosen[0].origin != "study":
+            _removal(chosen[0])
+
+
+def _removal(card: Card) -> None:
+    label = "Empty the working mask" if card.origin == "working" else "Remove from the library"
+    with st.popover(label, icon=":material/delete:"):
+        st.markdown("It cannot be brought back.")
+        if st.button("Remove", type="primary", key="remove"):
+            discard(card)
+            st.query_params.pop("masks", None)
+            st.rerun()
 
 
 def _go(page: str, mask: MaskFile, chosen: list[Card]) -> None:
@@ -180,7 +194,7 @@ if not found:
     nothing_yet("mask", "identify the neurons of a model of yours on the Safety map, or import one")
 else:
     _library(found)
-    by_name = {f"{card.origin[0]}{card.sha256[:12]}": card for card in found}
+    by_name = {_name(card): card for card in found}
     labels = {name: data.mask_label(card) for name, card in by_name.items()}
     st.subheader("Look at one, or combine several")
     terms("Neuron", "Union", "Working mask")

@@ -34,7 +34,7 @@ def _standings(found: list[Standing]) -> pd.DataFrame:
             "rank": f"{one.rank:,} of {one.of:,}",
             "percentile": one.percentile,
             "in its layer": f"{one.rank_in_layer:,} of {one.of_layer:,}",
-            "p": one.p,
+            "p": "" if one.p is None else f"{one.p:.2g}",
         }
         for one in found
     )
@@ -146,8 +146,8 @@ def _page(study: Entry, job: Job | None) -> None:
     table = Table(study)
     mask = data.mask_of(study)
     NeuronSet(table.widths, mask.neuron_set().layers())  # says so where the two do not fit
-    first = next(iter(mask.neuron_set()), (0, 0))
-    remember_place(first)
+    named = [name for name in ("sas", *table.scores) if name in table.scores]
+    remember_place(table.strongest(named[0]) if named else (0, 0))
     layer, neuron = place_fields(table.widths)
     place = f"{layer}-{neuron}"
     working_buttons(mask, (layer, neuron))
@@ -167,7 +167,6 @@ def _page(study: Entry, job: Job | None) -> None:
             "percentile": st.column_config.ProgressColumn(
                 format="%.2f", min_value=0, max_value=100, width="small"
             ),
-            "p": st.column_config.NumberColumn(format="%.2g"),
         },
     )
     measured = kept_measurement(Store(), mask, layer, neuron)

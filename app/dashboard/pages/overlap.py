@@ -166,6 +166,20 @@ def _ranks(operands: list[Operand]) -> None:
     downloads("ranks", lambda: ranks, key="ranks")
 
 
+def _usual(sides: dict[str, Side]) -> list[str]:
+    """Two that can be held against each other: the newest study's mask, and the next of its shape.
+
+    Where no two masks are of one shape, a mask and its own parts or scores.
+    """
+    masks = [name for name in sides if not set(name) & set(":@")]
+    for pool in (masks, list(sides)):
+        for name in pool:
+            others = [one for one in pool if one != name and sides[one].shape == sides[name].shape]
+            if others:
+                return [name, *others[:2]]
+    return list(sides)[:1]
+
+
 def _page(sides: dict[str, Side]) -> None:
     labels = {name: side.label for name, side in sides.items()}
     chosen = choose_many(
@@ -173,6 +187,7 @@ def _page(sides: dict[str, Side]) -> None:
         "Masks and scores",
         list(sides),
         lambda name: labels[name],
+        _usual(sides),
         max_selections=MOST,
         help="Two or more of one model shape. The order is that of the matrix.",
     )

@@ -16,7 +16,7 @@ from app.dashboard import data
 from app.dashboard.components.beside import Beside, choose_beside, show_beside
 from app.dashboard.components.chart import chart
 from app.dashboard.components.choose import choose_one
-from app.dashboard.components.downloads import downloads
+from app.dashboard.components.downloads import both_buttons, file_button
 from app.dashboard.components.gate import admit
 from app.dashboard.components.identify_form import identify_form
 from app.dashboard.components.job import asked_job, job_panel
@@ -27,6 +27,7 @@ from app.dashboard.components.text import failure, heading, nothing_yet, plain
 from app.dashboard.components.working import working_buttons
 from app.dashboard.tables import Table, Vector, colours_of
 from toolkit.errors import SafeNeuronError
+from toolkit.masks import MaskFile
 from toolkit.neurons import NeuronSet
 
 ALL = "all layers"
@@ -134,8 +135,9 @@ def _metrics(neurons: NeuronSet, parts: dict[str, NeuronSet]) -> None:
     shown = {"Safety neurons": f"{len(neurons):,}", "Share of the model": f"{neurons.fraction:.2%}"}
     shown["Layers with any"] = f"{len(neurons.layers())} of {len(neurons.widths)}"
     shown |= {f"By {name.upper()}": f"{len(part):,}" for name, part in parts.items()}
-    for place, (label, value) in zip(st.columns(len(shown)), shown.items(), strict=True):
-        place.metric(label, value, border=True)
+    with st.container(horizontal=True):
+        for label, value in shown.items():
+            st.metric(label, value, border=True, width=150)
 
 
 def _draw(
@@ -148,7 +150,9 @@ def _draw(
 ) -> None:
     """One map with its clicks and its words."""
     cells = grid(values, neurons, window)
-    strips = None if cells.folded else Strips.of(values, neurons)
+    # Beside a second map there is no room for them.
+    alone = name == "map" and not cells.folded
+    strips = Strips.of(values, neurons) if alone else None
     # Another key for another window: what was selected there is not selected here.
     key = f"{name}-{window.layers}-{window.neurons}"
     counts = neurons.counts()
@@ -163,11 +167,6 @@ def _draw(
         on_select=lambda: _clicked(key, cells),
         selection_mode=("points", "box"),
     )
-    if cells.per > 1:
-        st.caption(
-            f"Each square is {cells.per} neurons and shows the strongest of them, of the selected "
-            "where there are any. Drag a box, or choose a layer, to open it."
-        )
 
 
 def _map(
@@ -198,8 +197,10 @@ def _map(
         )
     st.caption(
         "Vermilion fires more on harmful prompts, blue on harmless ones, grey is zero; full colour "
-        "is selected, faint is not. Right: share of each layer's neurons that is selected, and "
-        "its safety mass. A click shows the neuron below."
+        "is selected, faint is not. Where a square stands for several neurons it shows the "
+        "strongest, of the selected if there are any. Click one to see it below; drag a box, or "
+        "choose a layer, to open it. Right of the map: share of the layer that is selected, and "
+        "its safety mass."
     )
 
 
@@ -210,14 +211,15 @@ def _study(entry: Entry) -> None:
     _metrics(neurons, parts)
     options = colours_of(table.columns)
     first = next((name for name in ("sas", *parts) if name in options), options[0])
-    left, right = st.columns(2)
+    left, middle, right = st.columns(3)
     with left:
         color = _colour(options, first)
-    with right:
+    with middle:
         window = _window(table.widths, entry.key)
-    beside = choose_beside(entry, table, selection)
+    with right:
+        beside = choose_beside(entry, table, selection)
     # The map rings the neuron whose number fields stand below it.
-    ring = remember_place(_strongest(table, first))
+    ring = remember_place(table.strongest(first))
     _map(table, neurons, color, window, ring, beside)
     left, right = st.columns([2, 3], gap="large")
     with left:
@@ -228,15 +230,6 @@ def _study(entry: Entry) -> None:
         st.subheader("Scores of all neurons")
         _histograms(table, selection, parts)
     _take_away(entry, table, selection, parts, color)
-
-
-def _strongest(table: Table, score: str) -> tuple[int, int]:
-    """The neuron with the highest score."""
-    values = table.column(score)
-    place = int(np.where(np.isfinite(values), values, -np.inf).argmax())
-    starts = np.cumsum([0, *table.widths])
-    layer = int(np.searchsorted(starts, place, "right")) - 1
-    return layer, place - int(starts[layer])
 
 
 def _colour(options: list[str], usual: str) -> str:
@@ -279,25 +272,28 @@ def _take_away(
     st.caption("This page's address restores this view. The camera above the map saves it as PNG.")
     neurons = together(parts)
     empty = not len(neurons)
+
+    def mask() -> MaskFile:
+        return mask_file(entry, selection, parts)
+
     with st.container(horizontal=True):
-        st.download_button(
-            "mask.json",
-            lambda: mask_file(entry, selection, parts).to_json().encode(),
-            "mask.json",
-            "application/json",
-            icon=":material/download:",
-            disabled=empty,
-            on_click="ignore",
-        )
-        if st.button("Keep this mask", icon=":material/bookmark_add:", disabled=empty):
-            data.keep_mask(mask_file(entry, selection, parts))
-            st.toast("Kept: the Masks page, Attack and Align have it now.")
         if st.button("Attack this selection", icon=":material/bolt:", disabled=empty):
-            kept = data.keep_mask(mask_file(entry, selection, parts))
-            asked = {"mask": str(kept), "model": str(entry.summary["model"])}
+            made = mask()
+            asked = {"mask": str(data.keep_mask(made)), "model": made.model.source}
             st.switch_page("pages/attack.py", query_params=asked)
-    downloads("scores", table.whole, key="scores")
-    downloads("layers", lambda: _layers(table, neurons, color), key="layers")
+        if st.button("Keep this mask", icon=":material/bookmark_add:", disabled=empty):
+            data.keep_mask(mask())
+            st.toast("Kept: the Masks page, Attack and Align have it now.")
+        file_button("mask.json", lambda: mask().to_json().encode(), "application/json", empty)
+        both_buttons("selected", lambda: _selected(table, neurons))
+        both_buttons("layers", lambda: _layers(table, neurons, color))
+        file_button("scores.parquet", table.path.read_bytes, "application/vnd.apache.parquet")
+
+
+def _selected(table: Table, neurons: NeuronSet) -> pd.DataFrame:
+    """The selected neurons with all that the table says of them."""
+    member = np.concatenate(neurons.masks())
+    return table.whole().loc[member].reset_index(drop=True)
 
 
 def _layers(table: Table, neurons: NeuronSet, color: str) -> pd.DataFrame:
