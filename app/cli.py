@@ -23,6 +23,7 @@ from app.commands.export import export, figure
 from app.commands.identify import identify, scores
 from app.commands.jobs import jobs
 from app.commands.judges import judges
+from app.commands.masks import masks
 from app.commands.neuron import neuron
 from app.commands.overlap import overlap
 from app.commands.patch import patch
@@ -466,6 +467,7 @@ def demo(
 app.command()(serve)
 app.command()(worker)
 app.add_typer(jobs, name="jobs")
+app.add_typer(masks, name="masks")
 app.add_typer(settings, name="settings")
 app.add_typer(cache, name="cache", invoke_without_command=True)
 app.command()(neuron)

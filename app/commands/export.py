@@ -21,7 +21,18 @@ Format = Literal[
     "json", "safetensors", "transformerlens", "nnsight", "csv", "parquet", "markdown", "html"
 ]
 FigureName = Literal[
-    "map", "layers", "attack", "compare", "curves", "composition", "kway", "depth", "overlap"
+    "map",
+    "layers",
+    "attack",
+    "compare",
+    "curves",
+    "composition",
+    "kway",
+    "depth",
+    "overlap",
+    "matrix",
+    "difference",
+    "success",
 ]
 
 
@@ -117,17 +128,28 @@ def figure(
         list[str],
         typer.Argument(
             metavar="INPUT...",
-            help="Masks; attacks for attack, compare and curves; for map a mask and its scores.",
+            help="Masks; attacks for attack, compare, curves and success; for map a mask and its "
+            "scores; for difference two tables, first and second.",
         ),
     ],
     output: Output,
+    score: Annotated[
+        str, typer.Option(help="What colours map and difference; FIRST:SECOND for two scores.")
+    ] = "sas",
+    layer: Annotated[
+        int | None, typer.Option(min=0, help="Only this layer of a map, every neuron of it.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Draw a figure from stored results, as .png, .svg, .html or .json."""
     from analysis.exports.images import require_figure, write_figure
 
     require_figure(output)
-    write_figure(_drawn(name, inputs), output)
+    if name in ("map", "difference"):
+        drawn = _map(name, inputs, score, layer)
+    else:
+        drawn = _drawn(name, inputs)
+    write_figure(drawn, output)
     if as_json:
         terminal.print_json({"figure": name, "to": str(output)})
     else:
@@ -138,14 +160,14 @@ def _drawn(name: FigureName, inputs: list[str]) -> "go.Figure":
     from analysis import figures
     from analysis.depth import depth_table
     from analysis.figures import paper
+    from analysis.figures.matrix import overlap_matrix_figure
     from analysis.overlap.composition import composition
     from analysis.overlap.kway import kway_table
-    from analysis.overlap.operands import read_scores
-    from analysis.overlap.pairs import overlap_by_layer
+    from analysis.overlap.pairs import overlap_by_layer, overlap_table
     from analysis.redistribution import refusal_curve
     from analysis.robustness import headline, read_attack
 
-    if name in ("attack", "compare", "curves"):
+    if name in ("attack", "compare", "curves", "success"):
         attacks = {spec: read_attack(Path(spec)) for spec in inputs}
         if name == "curves":
             return paper.refusal_curves_figure({k: refusal_curve(v) for k, v in attacks.items()})
@@ -153,11 +175,11 @@ def _drawn(name: FigureName, inputs: list[str]) -> "go.Figure":
         if name == "attack":
             _count(inputs, 1, "attack", "one attack")
             return figures.attack_figure(tables[inputs[0]])
+        if name == "success":
+            _count(inputs, 1, "success", "one attack")
+            called = {setting: setting.lower() for setting in tables[inputs[0]]["setting"]}
+            return figures.success_figure(tables[inputs[0]], called)
         return figures.compare_figure(tables)
-    if name == "map":
-        _count(inputs, 2, "map", "a mask and its scores.parquet")
-        neurons = _sets(inputs[:1])[inputs[0]]
-        return figures.safety_map_figure(read_scores(Path(inputs[1])), neurons)
     sets = _sets(inputs)
     if name == "layers":
         _count(inputs, 1, "layers", "one mask")
@@ -166,11 +188,51 @@ def _drawn(name: FigureName, inputs: list[str]) -> "go.Figure":
         return paper.composition_figure(composition(sets).layers)
     if name == "kway":
         return paper.kway_figure(kway_table(sets))
+    if name == "matrix":
+        return overlap_matrix_figure(overlap_table(sets), list(sets))
     if name == "depth":
         return paper.depth_figure(depth_table(sets))
     _count(inputs, 2, "overlap", "two masks")
     first, second = inputs
     return paper.method_overlap_figure(overlap_by_layer(sets[first], sets[second]), (first, second))
+
+
+def _map(name: FigureName, inputs: list[str], score: str, layer: int | None) -> "go.Figure":
+    """A map of one table, or of what a second one has more than a first."""
+    from analysis.figures.maps import Colours, map_figure, safety_map_figure
+    from analysis.overlap.operands import read_operand, read_scores
+    from analysis.safety_map import Window, colour_limit, difference, grid
+    from toolkit.errors import SafeNeuronError
+    from toolkit.neurons import NeuronSet
+
+    if name == "map":
+        _count(inputs, 2, "map", "a mask and its scores.parquet")
+        neurons = _sets(inputs[:1])[inputs[0]]
+        table = read_scores(Path(inputs[1]))
+        if score not in table:
+            raise SafeNeuronError(f"{inputs[1]} has no score {score!r}; see its columns")
+        window = None if layer is None else Window.of_layer(neurons.widths, _layer(neurons, layer))
+        return safety_map_figure(table, neurons, score, window=window)
+    if len(inputs) != 2:
+        raise SafeNeuronError("the figure difference is of two tables of scores")
+    ours, _, theirs = score.partition(":")
+    theirs = theirs or ours
+    first, second = read_operand(f"{inputs[0]}#{ours}"), read_operand(f"{inputs[1]}#{theirs}")
+    if first.scores is None or second.scores is None:
+        raise SafeNeuronError("the figure difference is of two tables of scores")
+    values = difference(first.scores, second.scores, ours == theirs)
+    none = NeuronSet.empty(first.widths)
+    window = None if layer is None else Window.of_layer(none.widths, _layer(none, layer))
+    label = f"{theirs} of the second less {ours} of the first"
+    return map_figure(grid(values, ~none, window), Colours(label, colour_limit(values)))
+
+
+def _layer(neurons: Any, layer: int) -> int:
+    from toolkit.errors import SafeNeuronError
+
+    if layer >= len(neurons.widths):
+        raise SafeNeuronError(f"no layer {layer}: the model has {len(neurons.widths)}, from 0")
+    return layer
 
 
 def _sets(inputs: list[str]) -> dict[str, Any]:

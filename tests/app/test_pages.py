@@ -22,10 +22,11 @@ from app.jobs.events import append_event
 from app.jobs.folder import change_state, create, list_jobs, read_job, state_of
 from app.jobs.progress import how_far, training_steps
 from toolkit.capture.moments import Moments
-from toolkit.masks import MaskFile, MaskPrompts, MethodInfo, ModelInfo, PromptsInfo, parse_mask
+from toolkit.masks import MaskFile, MaskPrompts, MethodInfo, ModelInfo, PromptsInfo
 
 MAIN = str(Path(app.dashboard.__file__).parent / "main.py")
-PAGES = {name: f"pages/{name}.py" for name in ("safety_map", "attack", "align", "runs")}
+VIEWERS = ("home", "safety_map", "neuron", "overlap", "masks")
+PAGES = {name: f"pages/{name}.py" for name in (*VIEWERS, "attack", "align", "runs")}
 WIDTHS = [40, 40, 20]
 EVIL = "<img src=x onerror=alert(1)> [a](http://b) :red[c]"
 
@@ -114,7 +115,7 @@ def opened(page: str, **query: str) -> AppTest:
     for name, value in query.items():
         test.query_params[name] = value
     test.run()
-    if page != "safety_map":
+    if page != "home":
         test.switch_page(PAGES[page])
         for name, value in query.items():
             test.query_params[name] = value
@@ -131,59 +132,6 @@ def texts(test: AppTest) -> str:
 @pytest.mark.parametrize("page", PAGES)
 def test_an_empty_store_says_what_to_do(page: str) -> None:
     assert "safeneuron demo" in texts(opened(page))
-
-
-def test_moving_a_threshold_selects_anew(own_home: Path) -> None:
-    study, _ = fill()
-    test = opened("safety_map")
-    count = test.metric[0].value
-    assert count == str(study.summary["count"])
-    key = study.key
-    test.slider(key=f"tau_sas-{key}").set_value(0.5).run()
-    test.slider(key=f"tau_es-{key}").set_value(0.3).run()
-    assert int(test.metric[0].value) > int(count)
-    test.radio(key=f"by-{key}").set_value("top").run()
-    test.slider(key=f"top-{key}").set_value(10.0).run()
-    assert not test.exception
-    assert 8 <= int(test.metric[0].value) <= 10  # of 100 neurons
-
-
-def test_a_link_restores_the_map() -> None:
-    study, _ = fill()
-    query = {"method": "sas", "by": "top", "top": "0.1", "layer": "2", "neuron": "7"}
-    test = opened("safety_map", study=study.key, **query)
-    assert test.metric[0].value == "10"
-    assert (test.number_input(key="layer").value, test.number_input(key="neuron").value) == (2, 7)
-    assert "Layer 2, neuron 7" in texts(test)
-
-
-def test_number_fields_show_a_neuron_as_the_table_has_it() -> None:
-    import pandas as pd
-
-    study, _ = fill()
-    test = opened("safety_map")
-    test.number_input(key="layer").set_value(1).run()
-    test.number_input(key="neuron").set_value(33).run()
-    table = pd.read_parquet(study.file("scores.parquet"))
-    row = table[(table["layer"] == 1) & (table["neuron"] == 33)].iloc[0]
-    shown = dict(test.table[0].value["value"])
-    assert float(shown["ES"]) == pytest.approx(row["es"], rel=1e-3)
-    assert float(shown["Mean, harmless"]) == pytest.approx(row["mean_harmless"], rel=1e-3)
-    # A narrower layer pulls the index within its width.
-    test.number_input(key="layer").set_value(2).run()
-    assert test.number_input(key="neuron").value == 19
-
-
-def test_a_selection_is_kept_for_an_attack(own_home: Path) -> None:
-    study, _ = fill()
-    test = opened("safety_map")
-    test.slider(key=f"tau_es-{study.key}").set_value(0.5).run()
-    count = int(test.metric[0].value)
-    next(b for b in test.button if b.label == "Attack this selection").click().run()
-    assert not test.exception
-    [kept] = (own_home / "masks").glob("*.json")
-    assert parse_mask(kept.read_text("utf-8")).count == count
-    assert test.title[0].value == "Attack"
 
 
 def test_responses_stay_hidden_until_asked_for() -> None:

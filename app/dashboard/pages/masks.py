@@ -138,8 +138,8 @@ def _show(mask: MaskFile, chosen: list[Card]) -> None:
         plain(
             f"{mask.count:,} of {mask.model.neurons:,} neurons ({mask.fraction:.2%}) of "
             f"{data.model_label(mask.model.source)}; method: {mask.method.name}; from "
-            f"{sides.harmful.count} harmful ({sides.harmful.name}) and {sides.harmless.count} harmless prompts "
-            f"({sides.harmless.name})"
+            f"{sides.harmful.count} harmful ({sides.harmful.name}) and {sides.harmless.count} "
+            f"harmless prompts ({sides.harmless.name})"
         )
     )
     if not mask.count:

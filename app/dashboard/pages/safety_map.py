@@ -1,7 +1,5 @@
 """Safety map: where the safety neurons are, chosen anew as one moves a threshold."""
 
-import re
-
 import numpy as np
 import pandas as pd
 import streamlit as st
@@ -9,7 +7,7 @@ import streamlit as st
 from analysis.figures import histogram_figure
 from analysis.figures.maps import Colours, Strips, map_figure
 from analysis.figures.style import NAMES
-from analysis.safety_map import Grid, Window, grid
+from analysis.safety_map import Window, grid
 from analysis.select import Selection
 from analysis.store import Entry
 from app.dashboard import data
@@ -20,6 +18,7 @@ from app.dashboard.components.downloads import both_buttons, file_button
 from app.dashboard.components.gate import admit
 from app.dashboard.components.identify_form import identify_form
 from app.dashboard.components.job import asked_job, job_panel
+from app.dashboard.components.map_window import choose_window, clicked, forget_box
 from app.dashboard.components.place import place_fields, remember_place
 from app.dashboard.components.selection import mask_file, select_neurons, together
 from app.dashboard.components.terms import terms
@@ -30,76 +29,11 @@ from toolkit.errors import SafeNeuronError
 from toolkit.masks import MaskFile
 from toolkit.neurons import NeuronSet
 
-ALL = "all layers"
-BOX = re.compile(r"([0-9]{1,9})-([0-9]{1,9})\.([0-9]{1,9})-([0-9]{1,9})")
 FACTS = {
     "delta": ("Shift", "mean on harmful minus mean on harmless prompts"),
     "mean_harmful": ("Mean, harmful", "mean activation on harmful prompts"),
     "mean_harmless": ("Mean, harmless", "mean activation on harmless prompts"),
 }
-
-
-def _window(widths: list[int], key: str) -> Window:
-    """The part of the model to show: all of it, a layer, or the box that was drawn."""
-    layers = [str(layer) for layer, width in enumerate(widths) if width]
-    state = f"open-{key}"
-    options = [ALL, *layers]
-    asked = st.query_params.get("open", ALL)
-    if st.session_state.get(state) not in (None, *options):
-        del st.session_state[state]
-    opened = st.selectbox(
-        "Show",
-        options,
-        index=options.index(asked) if asked in options else 0,
-        format_func=lambda name: name if name == ALL else f"layer {name}, every neuron",
-        key=state,
-        on_change=_forget_box,
-        help="A layer is folded into rows, so that each of its neurons has a square of its own. "
-        "Or drag a box on the map to open it.",
-    )
-    st.query_params["open"] = opened
-    whole = Window.whole(widths) if opened == ALL else Window.of_layer(widths, int(opened))
-    match = BOX.fullmatch(st.query_params.get("box", ""))
-    if match is None:
-        st.query_params.pop("box", None)
-        return whole
-    top, bottom, left, right = map(int, match.groups())
-    return Window((top, bottom), (left, right)).within(widths)
-
-
-def _forget_box() -> None:
-    st.query_params.pop("box", None)
-
-
-def _clicked(name: str, cells: Grid) -> None:
-    """A click chooses its neuron, a box opens what is in it."""
-    selection = st.session_state[name].selection
-    if selection.box:
-        box = selection.box[0]
-        st.query_params["box"] = "{}-{}.{}-{}".format(*_boxed(box["x"], box["y"], cells))
-        return
-    points = [point for point in selection.points if "customdata" in point]
-    if points:
-        carried = points[0]["customdata"]
-        # A row of a typed array comes back as an object.
-        neuron = carried["0"] if isinstance(carried, dict) else carried[0]
-        st.session_state["neuron"] = int(neuron)
-        layer = cells.window.layers[0] if cells.folded else points[0]["y"]
-        st.session_state["layer"] = int(layer)
-
-
-def _boxed(x: list[float], y: list[float], cells: Grid) -> tuple[int, int, int, int]:
-    """First and last layer, first and last neuron of a box in the map's own coordinates."""
-    (left, right), (low, high) = sorted(x), sorted(y)
-    if cells.folded:
-        across = cells.value.shape[1]
-        rows = cells.first[(cells.first >= low - across / 2) & (cells.first <= high + across / 2)]
-        first, last = (int(rows[0]), int(rows[-1]) + across - 1) if len(rows) else (0, across - 1)
-        layer = cells.window.layers[0]
-        return layer, layer, first, last
-    ends = (np.ceil(low), np.floor(high), np.floor(left), np.ceil(right))
-    top, bottom, start, stop = (max(int(end), 0) for end in ends)
-    return min(top, bottom), max(top, bottom), start, stop
 
 
 def _inspector(entry: Entry, table: Table, chosen: tuple[int, int], neurons: NeuronSet) -> None:
@@ -164,7 +98,7 @@ def _draw(
         f"{len(neurons):,} selected are in full colour, most of them, {int(counts[most]):,}, in "
         f"layer {most}",
         key=key,
-        on_select=lambda: _clicked(key, cells),
+        on_select=lambda: clicked(st.session_state[key].selection, cells),
         selection_mode=("points", "box"),
     )
 
@@ -182,7 +116,7 @@ def _map(
         (top, bottom), (left, right) = window.layers, window.neurons
         with st.container(horizontal=True, vertical_alignment="center"):
             st.caption(f"Opened: layers {top} to {bottom}, neurons {left:,} to {right:,}.")
-            st.button("Back to all", icon=":material/zoom_out:", on_click=_forget_box)
+            st.button("Back to all", icon=":material/zoom_out:", on_click=forget_box)
     values = table.column(color)
     colours = Colours(NAMES.get(color, color), table.limit(color))
     if beside is None:
@@ -215,7 +149,7 @@ def _study(entry: Entry) -> None:
     with left:
         color = _colour(options, first)
     with middle:
-        window = _window(table.widths, entry.key)
+        window = choose_window(table.widths, entry.key)
     with right:
         beside = choose_beside(entry, table, selection)
     # The map rings the neuron whose number fields stand below it.

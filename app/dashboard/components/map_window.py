@@ -1,0 +1,80 @@
+"""Which part of a map is shown, and what a click or a box on it means."""
+
+import re
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from analysis.safety_map import Grid, Window
+
+ALL = "all layers"
+BOX = re.compile(r"([0-9]{1,9})-([0-9]{1,9})\.([0-9]{1,9})-([0-9]{1,9})")
+
+
+def choose_window(widths: list[int], key: str) -> Window:
+    """The part of the model to show: all of it, a layer, or the box that was drawn."""
+    layers = [str(layer) for layer, width in enumerate(widths) if width]
+    state = f"open-{key}"
+    options = [ALL, *layers]
+    asked = st.query_params.get("open", ALL)
+    if st.session_state.get(state) not in (None, *options):
+        del st.session_state[state]
+    opened = st.selectbox(
+        "Show",
+        options,
+        index=options.index(asked) if asked in options else 0,
+        format_func=lambda name: name if name == ALL else f"layer {name}, every neuron",
+        key=state,
+        on_change=forget_box,
+        help="A layer is folded into rows, so that each of its neurons has a square of its own. "
+        "Or drag a box on the map to open it.",
+    )
+    st.query_params["open"] = opened
+    whole = Window.whole(widths) if opened == ALL else Window.of_layer(widths, int(opened))
+    match = BOX.fullmatch(st.query_params.get("box", ""))
+    if match is None:
+        st.query_params.pop("box", None)
+        return whole
+    top, bottom, left, right = map(int, match.groups())
+    return Window((top, bottom), (left, right)).within(widths)
+
+
+def forget_box() -> None:
+    """Back to all of what is shown."""
+    st.query_params.pop("box", None)
+
+
+def clicked(selection: Any, cells: Grid) -> None:
+    """A click chooses its neuron, a box opens what is in it.
+
+    Args:
+        selection: what the chart says was selected.
+        cells: what it showed.
+    """
+    if selection.box:
+        box = selection.box[0]
+        st.query_params["box"] = "{}-{}.{}-{}".format(*boxed(box["x"], box["y"], cells))
+        return
+    points = [point for point in selection.points if "customdata" in point]
+    if points:
+        carried = points[0]["customdata"]
+        # A row of a typed array comes back as an object.
+        neuron = carried["0"] if isinstance(carried, dict) else carried[0]
+        st.session_state["neuron"] = int(neuron)
+        layer = cells.window.layers[0] if cells.folded else points[0]["y"]
+        st.session_state["layer"] = int(layer)
+
+
+def boxed(x: list[float], y: list[float], cells: Grid) -> tuple[int, int, int, int]:
+    """First and last layer, first and last neuron of a box in the map's own coordinates."""
+    (left, right), (low, high) = sorted(x), sorted(y)
+    if cells.folded:
+        across = cells.value.shape[1]
+        rows = cells.first[(cells.first >= low - across / 2) & (cells.first <= high + across / 2)]
+        first, last = (int(rows[0]), int(rows[-1]) + across - 1) if len(rows) else (0, across - 1)
+        layer = cells.window.layers[0]
+        return layer, layer, first, last
+    ends = (np.ceil(low), np.floor(high), np.floor(left), np.ceil(right))
+    top, bottom, start, stop = (max(int(end), 0) for end in ends)
+    return min(top, bottom), max(top, bottom), start, stop

@@ -1,0 +1,52 @@
+"""Home: headlines, what is running, and the button that starts a study."""
+
+from analysis.requests import AlignRequest
+from app.jobs.events import append_event
+from app.jobs.folder import change_state, create, list_jobs
+from tests.app.test_pages import fill, opened, submit, texts
+
+
+def test_an_empty_home_starts_a_study() -> None:
+    test = opened("home")
+    assert not test.metric
+    submit(test, "Start a study")
+    [job] = list_jobs()
+    assert (job.verb, job.request["top"]) == ("identify", 0.01)
+    assert test.query_params["run"] in (job.id, [job.id])
+
+
+def test_the_headline_counts_and_says_what_an_attack_left() -> None:
+    study, _ = fill()
+    test = opened("home")
+    metrics = {metric.label: (metric.value, metric.delta) for metric in test.metric}
+    count, fraction = study.summary["count"], study.summary["fraction"]
+    assert metrics["Safety neurons"] == (str(count), f"{fraction:.2%} of all")
+    assert metrics["Densest layer"][0].endswith("of 3")
+    assert "Not attacked yet" not in texts(test)
+
+
+def test_a_study_that_nobody_attacked_says_so() -> None:
+    study, attack = fill()
+    for path in attack.path.iterdir():
+        path.unlink()
+    attack.path.rmdir()
+    assert "Not attacked yet" in texts(opened("home", study=study.key))
+
+
+def test_what_runs_and_what_failed_is_shown() -> None:
+    job = create("align", AlignRequest(model="a-model"))
+    append_event(job, {"kind": "train", "step": 1, "total": 4, "loss": 0.7})
+    test = opened("home")
+    assert "align of a\\-model" in texts(test)
+    change_state(job, lambda old: old.model_copy(update={"state": "failed", "error": "no disk"}))
+    test = opened("home", run=job.id)
+    assert [error.value for error in test.error] == ["no disk"]
+    assert "Nothing is running" in texts(test)
+
+
+def test_a_damaged_mask_is_told_and_the_rest_is_drawn() -> None:
+    study, _ = fill()
+    study.file("mask.json").write_text("[")
+    test = opened("home")
+    assert "mask" in test.error[0].value
+    assert len(test.dataframe) == 1
