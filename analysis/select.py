@@ -234,18 +234,13 @@ def _equal_heads(
     orders: dict[str, npt.NDArray[np.int64]], budget: int, total: int
 ) -> dict[str, Mask]:
     """The heads of all orders, equally long, as long as their union fits the budget."""
-
-    def heads(size: int) -> dict[str, Mask]:
-        return {name: _head(order, size, total) for name, order in orders.items()}
-
-    low, high = 0, budget
-    while low < high:
-        size = (low + high + 1) // 2
-        if np.logical_or.reduce(list(heads(size).values())).sum() <= budget:
-            low = size
-        else:
-            high = size - 1
-    return heads(low)
+    rank = np.full(total, total, dtype=np.int64)
+    for order in orders.values():
+        rank[order] = np.minimum(rank[order], np.arange(len(order)))
+    # Heads of n have those neurons together that some order has among its first n.
+    best = np.sort(rank[rank < total])
+    size = int(best[budget]) if len(best) > budget else budget
+    return {name: _head(order, size, total) for name, order in orders.items()}
 
 
 def _choose(columns: dict[str, _Column], selection: Selection, total: int) -> dict[str, Mask]:

@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.figures.style import SEQUENTIAL, styled
+from analysis.figures.style import INK, styled
 
 SHORT = 18  # letters of a name on an axis
+# So faint that ink has its contrast on every square.
+TINT = [[0, "rgba(0, 114, 178, 0.03)"], [1, "rgba(0, 114, 178, 0.36)"]]
 
 
 def overlap_matrix_figure(pairs: pd.DataFrame, names: Sequence[str]) -> go.Figure:
@@ -46,7 +48,7 @@ def overlap_matrix_figure(pairs: pd.DataFrame, names: Sequence[str]) -> go.Figur
             coloraxis="coloraxis",
             text=words,
             texttemplate="%{text}",
-            textfont={"size": 12},
+            textfont={"size": 12, "color": INK},
             customdata=told,
             hovertemplate="%{customdata}<extra></extra>",
             xgap=2,
@@ -54,7 +56,7 @@ def overlap_matrix_figure(pairs: pd.DataFrame, names: Sequence[str]) -> go.Figur
         )
     )
     figure.update_layout(
-        coloraxis={"colorscale": SEQUENTIAL, "cmin": 0, "cmax": top or 1.0, "showscale": False}
+        coloraxis={"colorscale": TINT, "cmin": 0, "cmax": top or 1.0, "showscale": False}
     )
     ticks = {"tickvals": list(range(size)), "showgrid": False}
     figure.update_xaxes(ticktext=[str(i + 1) for i in range(size)], side="top", **ticks)

@@ -59,7 +59,7 @@ DARK = Paper(
         VERDICTS["degenerate"]: "#77828d",
     },
 )
-_PLACES = ("marker.color", "marker.line.color", "line.color", "error_y.color")
+_PLACES = ("marker.color", "marker.line.color", "line.color", "error_y.color", "textfont.color")
 
 
 def on_paper(figure: go.Figure, paper: Paper) -> go.Figure:
@@ -74,10 +74,12 @@ def on_paper(figure: go.Figure, paper: Paper) -> go.Figure:
     """
     for trace in figure.data:
         for place in _PLACES:
+            if place.partition(".")[0] not in trace:
+                continue  # this kind of trace has no such part; asking for it is slow
             try:
                 color = trace[place]
             except (KeyError, ValueError):
-                continue  # this kind of trace has no such part
+                continue
             if isinstance(color, str):
                 trace[place] = paper.color(color)
     for shape in figure.layout.shapes:

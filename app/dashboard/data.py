@@ -54,9 +54,22 @@ def _shaped(entry: Entry, fields: Shape) -> bool:
     return shaped and all(isinstance(width, int) for width in facts.get("widths", ()))
 
 
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _mask(path: str, changed: int) -> MaskFile:
+    return read_mask(Path(path))
+
+
 def mask_of(entry: Entry) -> MaskFile:
-    """A study's mask."""
-    return read_mask(entry.file("mask.json"))
+    """A study's mask, shared by all sessions: it is not to be changed.
+
+    Raises:
+        SafeNeuronError: it is gone or damaged.
+    """
+    path = entry.file("mask.json")
+    try:
+        return _mask(str(path), path.stat().st_mtime_ns)
+    except OSError as error:
+        raise SafeNeuronError(f"the mask of {entry.title} is gone; identify again") from error
 
 
 @st.cache_data(max_entries=32, show_spinner=False)

@@ -61,8 +61,7 @@ class Table:
 
     def strongest(self, name: str) -> tuple[int, int]:
         """Layer and place of the neuron with the highest score."""
-        values = self.column(name)
-        place = int(np.where(np.isfinite(values), values, -np.inf).argmax())
+        place = self._of(_highest, name)
         starts = np.cumsum([0, *self.widths])
         layer = int(np.searchsorted(starts, place, "right")) - 1
         return layer, place - int(starts[layer])
@@ -120,6 +119,12 @@ def _layer(path: str, changed: int, layer: int) -> pd.DataFrame:
 @st.cache_resource(max_entries=256, show_spinner=False)
 def _limit(path: str, changed: int, name: str) -> float:
     return colour_limit(_column(path, changed, name))
+
+
+@st.cache_resource(max_entries=256, show_spinner=False)
+def _highest(path: str, changed: int, name: str) -> int:
+    values = _column(path, changed, name)
+    return int(np.where(np.isfinite(values), values, -np.inf).argmax())
 
 
 @st.cache_resource(max_entries=256, show_spinner=False)

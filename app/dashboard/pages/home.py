@@ -54,6 +54,7 @@ def _headline(study: Entry, result: AttackResult | None) -> None:
         st.markdown("**Where they are**")
         figure = layer_fraction_figure(neurons)
         figure.update_layout(height=190, margin={"t": 12, "b": 42, "r": 8})
+        figure.update_xaxes(dtick=max(1, -(-len(neurons.widths) // 6)), tickangle=0)
         chart(
             figure,
             f"Bars: selected share of each layer; layer {layer} has most, {share:.1%}, and half of "

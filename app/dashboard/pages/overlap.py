@@ -121,7 +121,7 @@ def _pair(sets: dict[str, NeuronSet]) -> None:
     one, other = names[int(first)], names[int(second)]
     rows = overlap_by_layer(sets[one], sets[other])
     chart(
-        method_overlap_figure(rows, (one, other)),
+        method_overlap_figure(rows, (f"set {int(first) + 1}", f"set {int(second) + 1}")),
         f"Bars: Jaccard index of the two in each of {len(rows)} layers, and the band that 95 of "
         "100 random draws stay within",
         key="by-layer",
