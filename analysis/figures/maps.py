@@ -225,7 +225,7 @@ def _set_axes(figure: go.Figure, cells: Grid, with_strips: bool) -> None:
         figure.update_xaxes(range=[-0.5, across - 0.5], col=1)
         # Read as a page: the first row on top.
         figure.update_yaxes(
-            title=f"first neuron of the row, layer {cells.window.layers[0]}",
+            title=f"layer {cells.window.layers[0]}, from neuron",
             range=[last + across / 2, first - across / 2],
             nticks=12,
             col=1,
