@@ -138,7 +138,7 @@ def map_figure(
     figure.update_layout(
         showlegend=False,
         clickmode="event+select",
-        dragmode="select",
+        dragmode="zoom",
         coloraxis={
             "colorscale": DIVERGING,
             "cmin": -colours.limit,

@@ -70,6 +70,8 @@ def test_a_click_on_the_map_shows_the_neuron(page: Page, dashboard: Dashboard) -
 def test_a_box_on_the_map_opens_what_is_in_it(page: Page, dashboard: Dashboard) -> None:
     page.goto(f"{dashboard.url}/map")
     page.wait_for_selector(MAP)
+    page.get_by_text("A drag opens a box").click()
+    page.wait_for_function(f"document.querySelector('{MAP}')?._fullLayout.dragmode === 'select'")
     page.wait_for_timeout(1500)
     page.locator(MAP).first.scroll_into_view_if_needed()
     corners = [page.evaluate(POINT, [POINTS, place]) for place in (64 + 10, 128 + 30)]
