@@ -15,6 +15,7 @@ from analysis.scores.table import column
 from toolkit.neurons import NeuronSet
 
 FAINT = 0.3  # of cells without a selected neuron
+UNSEEN = 0.002  # nothing to the eye
 TILES = 2_500  # cells that still have a gap between them
 
 
@@ -174,14 +175,14 @@ def _add_points(figure: go.Figure, cells: Grid, x0: float, y0: int, dy: int) -> 
         told.append(cells.chosen[row, col])
         words += f"<br>of {cells.per} here, %{{customdata[2]:.0f}} selected"
     x, y = x0 + col * cells.per, y0 + row * dy
-    unseen: dict[str, Any] = {"marker": {"opacity": 0}}
+    unseen: dict[str, Any] = {"marker": {"opacity": UNSEEN}}
     figure.add_scattergl(
         # As short as they may be: a large model's map is sent at every change of a threshold.
         x=_short(x),
         y=_short(y),
         customdata=np.stack(told, axis=1).astype(np.float32),
         mode="markers",
-        marker={"size": 8, "opacity": 0, "color": INK},
+        marker={"size": 8, "opacity": UNSEEN, "color": INK},
         selected=unseen,
         unselected=unseen,
         hovertemplate=words + "<extra></extra>",

@@ -88,6 +88,6 @@ def boxed(x: list[float], y: list[float], cells: Grid) -> tuple[int, int, int, i
         first, last = (int(rows[0]), int(rows[-1]) + across - 1) if len(rows) else (0, across - 1)
         layer = cells.window.layers[0]
         return layer, layer, first, last
-    ends = (np.ceil(low), np.floor(high), np.floor(left), np.ceil(right))
+    ends = (np.rint(low), np.rint(high), np.floor(left), np.ceil(right))
     top, bottom, start, stop = (max(int(end), 0) for end in ends)
     return min(top, bottom), max(top, bottom), start, stop
