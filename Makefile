@@ -41,6 +41,7 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.bench_capture --json build/bench_capture.json
 	$(BIN)/python -m tests.benchmarks.bench_attack --json build/bench_attack.json
 	$(BIN)/python -m tests.benchmarks.bench_store --json build/bench_store.json
+	$(BIN)/python -m tests.benchmarks.bench_dashboard --json build/bench_dashboard.json
 	$(BIN)/python -m tests.benchmarks.bench_align --model smollm2-135m-aligned --json build/bench_align.json
 
 replicate: $(STAMP)

@@ -15,6 +15,7 @@ from analysis.scores.table import column
 from toolkit.neurons import NeuronSet
 
 FAINT = 0.3  # of cells without a selected neuron
+UNSEEN = 0.002  # nothing to the eye
 TILES = 2_500  # cells that still have a gap between them
 
 
@@ -138,7 +139,7 @@ def map_figure(
     figure.update_layout(
         showlegend=False,
         clickmode="event+select",
-        dragmode="select",
+        dragmode="zoom",
         coloraxis={
             "colorscale": DIVERGING,
             "cmin": -colours.limit,
@@ -174,14 +175,14 @@ def _add_points(figure: go.Figure, cells: Grid, x0: float, y0: int, dy: int) -> 
         told.append(cells.chosen[row, col])
         words += f"<br>of {cells.per} here, %{{customdata[2]:.0f}} selected"
     x, y = x0 + col * cells.per, y0 + row * dy
-    unseen: dict[str, Any] = {"marker": {"opacity": 0}}
+    unseen: dict[str, Any] = {"marker": {"opacity": UNSEEN}}
     figure.add_scattergl(
         # As short as they may be: a large model's map is sent at every change of a threshold.
         x=_short(x),
         y=_short(y),
         customdata=np.stack(told, axis=1).astype(np.float32),
         mode="markers",
-        marker={"size": 8, "opacity": 0, "color": INK},
+        marker={"size": 8, "opacity": UNSEEN, "color": INK},
         selected=unseen,
         unselected=unseen,
         hovertemplate=words + "<extra></extra>",
@@ -225,7 +226,7 @@ def _set_axes(figure: go.Figure, cells: Grid, with_strips: bool) -> None:
         figure.update_xaxes(range=[-0.5, across - 0.5], col=1)
         # Read as a page: the first row on top.
         figure.update_yaxes(
-            title=f"first neuron of the row, layer {cells.window.layers[0]}",
+            title=f"layer {cells.window.layers[0]}, from neuron",
             range=[last + across / 2, first - across / 2],
             nticks=12,
             col=1,

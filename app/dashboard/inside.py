@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from analysis.requests import Request
-from app.dashboard.data import aligned, mask_choices, model_choices
+from app.dashboard.data import aligned, mask_choices, model_choices, studies
 from app.jobs.folder import list_jobs
 from app.settings import read_settings
 from toolkit.errors import SafeNeuronError
@@ -77,6 +77,10 @@ def _vouched() -> set[str]:
     """What the store or an earlier job names was put there by whoever may read it."""
     vouched = {choice.value for choice in (*model_choices(), *mask_choices())}
     vouched |= {str(job.folder.resolve()) for job in aligned()}
+    for study in studies():
+        asked = study.summary.get("asked")
+        if isinstance(asked, dict):  # what its neurons are measured on
+            vouched |= {str(asked[field]) for field in PROMPTS if field in asked}
     for job in list_jobs():
         vouched |= {str(job.request.get(field)) for field in ("model", "mask")}
     return vouched

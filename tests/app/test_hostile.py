@@ -10,6 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from analysis.chat import ChatRequest, Question, Removal
+from analysis.manifest import sealed
 from analysis.neuron import NeuronRequest
 from analysis.requests import (
     AlignRequest,
@@ -328,3 +329,16 @@ def test_every_chart_is_described() -> None:
     for path in Path(MAIN).parent.rglob("*.py"):
         if path.name != "chart.py":
             assert "plotly_chart" not in path.read_text("utf-8"), path
+
+
+def test_the_prompts_of_a_study_are_vouched_for(own_home: Path) -> None:
+    """Whoever identified could read them; a page measures a neuron on the same."""
+    study, _ = fill()
+    made = json.loads(study.file(MANIFEST).read_text("utf-8"))
+    made["summary"]["asked"] = {"model": "a-model", "harmful": "/srv/harmful.txt"}
+    body = {name: value for name, value in made.items() if name != "sha256"}
+    study.file(MANIFEST).write_text(sealed(body), "utf-8")
+    asked = NeuronRequest(model="a-model", layer=0, neuron=1, harmful="/srv/harmful.txt")
+    require_inside(asked)
+    with pytest.raises(SafeNeuronError, match="outside"):
+        require_inside(asked.model_copy(update={"harmful": "/srv/other.txt"}))

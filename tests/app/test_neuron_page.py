@@ -1,5 +1,6 @@
 """The Neuron page: standing, what was measured, and having it measured."""
 
+import json
 import re
 from pathlib import Path
 
@@ -9,10 +10,15 @@ import pytest
 
 from analysis.kept_neuron import kept_measurement, measuring_request, score_names, standings
 from analysis.neuron import Distribution, Effect, Measured, Neighbour, Strong, Token
+from analysis.requests import IdentifyRequest
 from analysis.store import Entry, Store
+from analysis.study import identify
 from app.dashboard.components.tokens import tokens_html
-from app.jobs.folder import change_state, list_jobs
+from app.jobs.events import result_of
+from app.jobs.folder import change_state, create, list_jobs
+from app.jobs.run import run
 from tests.app.test_pages import EVIL, WIDTHS, fill, opened, submit, texts
+from tests.tiny import HARMFUL, HARMLESS
 from toolkit.errors import SafeNeuronError
 from toolkit.masks import read_mask
 
@@ -137,3 +143,24 @@ def test_tokens_are_escaped_and_coloured_by_their_activation() -> None:
     assert "213, 94, 0,0.600" in markup
     assert "0, 114, 178,0.300" in markup
     assert "attention sink" in markup
+
+
+def test_a_job_measures_what_the_page_shows(tiny_llama: Path, own_home: Path) -> None:
+    own_home.mkdir()
+    prompts = {}
+    for side, texts_of in (("harmful", HARMFUL), ("harmless", HARMLESS)):
+        path = own_home / f"{side}.json"
+        path.write_text(json.dumps(texts_of), "utf-8")
+        prompts[side] = str(path)
+    found = identify(IdentifyRequest(model=str(tiny_llama), top=0.1, **prompts))
+    request = measuring_request(found.entry, 1, 5)
+    assert (request.harmful, request.harmless) == (prompts["harmful"], prompts["harmless"])
+    job = create("neuron", request)
+    assert run(job) == "done"
+    assert result_of(job) == {"layer": 1, "neuron": 5, "reused": False}
+    shown = kept_measurement(Store(), found.mask, 1, 5)
+    assert shown is not None
+    assert len(shown.distributions["harmful"].values) == len(HARMFUL)
+    test = opened("neuron", study=found.entry.key, layer="1", neuron="5", run=job.id)
+    assert "have not been measured" not in texts(test)
+    assert len(test.get("html")) == len(shown.strongest)

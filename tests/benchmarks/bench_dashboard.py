@@ -123,7 +123,7 @@ def timed(action: Callable[[], AppTest]) -> float:
     return seconds
 
 
-def first_draws(store: Path) -> dict[str, float]:
+def first_draws() -> dict[str, float]:
     """Seconds of each page's first draw, with nothing of the study cached."""
     import streamlit as st
 
@@ -227,7 +227,7 @@ def main() -> None:
         table.copy()
         copied = time.perf_counter() - started
         del table
-        first = first_draws(Path(folder))
+        first = first_draws()
         moved = thresholds(entry.key, arguments.repeats)
         sizes = payloads(entry)
         answers = sessions(entry.key, arguments.sessions, arguments.moves)

@@ -13,11 +13,13 @@ from app.dashboard.components.answers import VEIL
 from app.jobs.chat import Desk
 from app.jobs.folder import Job, read_folder, state_of
 from tests.browser.conftest import Dashboard
+from toolkit.masks import read_mask
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=60_000)
 
 MAP = ".js-plotly-plot"
+POINTS = 2  # the map's trace that is clicked: a point a cell, without colour
 # Where a trace's point lies in the window, and what it carries.
 POINT = """([trace, index]) => {
   const graph = document.querySelector('.js-plotly-plot'), layout = graph._fullLayout;
@@ -36,38 +38,71 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
 
 
 def test_a_click_on_the_map_shows_the_neuron(page: Page, dashboard: Dashboard) -> None:
-    page.goto(dashboard.url)
+    page.goto(f"{dashboard.url}/map")
     page.wait_for_selector(MAP)
     scores = pd.read_parquet(dashboard.scores)
-    drawn = page.evaluate(f"document.querySelector('{MAP}')._fullData.map(t => t.x.length)")
-    assert sum(drawn[:2]) == len(scores)
+    mask = read_mask(dashboard.scores.with_name("mask.json")).neuron_set()
+    drawn = page.evaluate(f"document.querySelector('{MAP}')._fullData.map(t => (t.x || []).length)")
+    assert drawn[POINTS] == len(scores)
     first = page.get_by_text(re.compile(r"^Layer \d+, neuron \d+$")).inner_text()
+    places = [f"Layer {row.layer}, neuron {row.neuron}" for row in scores.itertuples()]
+    inside = [(row.layer, row.neuron) in mask for row in scores.itertuples()]
     # One of the selected and one of the rest, neither the one shown at first.
-    for trace, index in ((1, 2), (0, 40)):
+    for wanted in (True, False):
+        fits = [i for i, member in enumerate(inside) if member == wanted and places[i] != first]
+        index = fits[len(fits) // 2]
         page.locator(MAP).first.scroll_into_view_if_needed()
         page.wait_for_timeout(500)
-        point = page.evaluate(POINT, [trace, index])
-        layer, neuron = point["carried"][:2]
-        words = f"Layer {layer}, neuron {neuron}"
-        assert words != first
+        point = page.evaluate(POINT, [POINTS, index])
+        row = scores.iloc[index]
+        assert point["carried"][0] == row["neuron"]
         page.mouse.move(point["x"], point["y"])
         page.wait_for_timeout(300)
         page.mouse.click(point["x"], point["y"])
-        expect(page.get_by_text(words, exact=True)).to_be_visible()
-        row = scores[(scores["layer"] == layer) & (scores["neuron"] == neuron)].iloc[0]
+        expect(page.get_by_text(places[index], exact=True)).to_be_visible()
         table = page.locator("[data-testid=stTable]").inner_text()
         for name in ("es", "sas", "delta", "mean_harmful", "mean_harmless"):
             assert f"{row[name]:.4g}" in table
         # The badge's icon is a letter of its font, so the text is not the badge's whole.
         badge = page.locator(".stMarkdownBadge").first
         expect(badge).to_contain_text("in the mask")
-        assert ("not in the mask" in badge.inner_text()) == (trace == 0)
+        assert ("not in the mask" in badge.inner_text()) != wanted
+
+
+def test_a_box_on_the_map_opens_what_is_in_it(page: Page, dashboard: Dashboard) -> None:
+    page.goto(f"{dashboard.url}/map")
+    page.wait_for_selector(MAP)
+    page.get_by_text("A drag opens a box").click()
+    page.wait_for_function(f"document.querySelector('{MAP}')?._fullLayout.dragmode === 'select'")
+    page.wait_for_timeout(1500)
+    page.locator(MAP).first.scroll_into_view_if_needed()
+    corners = [page.evaluate(POINT, [POINTS, place]) for place in (64 + 10, 128 + 30)]
+    page.mouse.move(corners[0]["x"], corners[0]["y"])
+    page.mouse.down()
+    page.mouse.move(corners[1]["x"], corners[1]["y"], steps=5)
+    page.mouse.up()
+    expect(
+        page.get_by_text(re.compile(r"Opened: layers 1 to 2, neurons \d+ to 3\d"))
+    ).to_be_visible()
+    assert "box=1-2." in page.url
+    page.get_by_role("button", name="Back to all").click()
+    expect(page.get_by_text("Opened:")).to_be_hidden()
 
 
 def test_a_link_restores_the_view(page: Page, dashboard: Dashboard) -> None:
-    page.goto(f"{dashboard.url}/?method=sas&by=top&top=0.1&layer=1&neuron=5")
+    page.goto(f"{dashboard.url}/map?method=sas&by=top&top=0.1&layer=1&neuron=5")
     expect(page.get_by_text("Layer 1, neuron 5", exact=True)).to_be_visible()
     expect(page.get_by_test_id("stMetricValue").first).to_have_text("19")  # a tenth of 192
+
+
+def test_a_neuron_is_measured_from_its_page(page: Page, dashboard: Dashboard) -> None:
+    page.goto(f"{dashboard.url}/map?layer=2&neuron=7")
+    page.get_by_text("Open this neuron's page").click()
+    expect(page.get_by_role("heading", name="Neuron", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Compute this page").click()
+    wait_for(lambda: len(dashboard.runs("neuron")) == 1)
+    expect(page.get_by_text("What it fires on")).to_be_visible(timeout=240_000)
+    expect(page.get_by_text("<|im_start|>").first).to_be_visible()
 
 
 def start_alignment(page: Page, dashboard: Dashboard, steps: int) -> Job:
@@ -179,7 +214,8 @@ def test_the_prune_lab_answers_whole_pruned_and_random(page: Page, dashboard: Da
 
 def test_a_narrow_screen_does_not_scroll_sideways(page: Page, dashboard: Dashboard) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
-    for place in ("", "prune-lab", "attack", "align", "jobs", "settings"):
+    places = "map neuron overlap masks prune-lab attack align jobs settings"
+    for place in ("", *places.split()):
         page.goto(f"{dashboard.url}/{place}")
         page.wait_for_selector("h1")
         page.wait_for_timeout(1500)

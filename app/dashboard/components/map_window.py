@@ -28,7 +28,7 @@ def choose_window(widths: list[int], key: str) -> Window:
         key=state,
         on_change=forget_box,
         help="A layer is folded into rows, so that each of its neurons has a square of its own. "
-        "Or drag a box on the map to open it.",
+        "Or let a drag open a box.",
     )
     st.query_params["open"] = opened
     whole = Window.whole(widths) if opened == ALL else Window.of_layer(widths, int(opened))
@@ -38,6 +38,19 @@ def choose_window(widths: list[int], key: str) -> Window:
         return whole
     top, bottom, left, right = map(int, match.groups())
     return Window((top, bottom), (left, right)).within(widths)
+
+
+def drag_opens() -> bool:
+    """Whether a drag on the map opens a box; else it zooms, and a click chooses a neuron.
+
+    The chart tells of clicks or of boxes, not of both at once.
+    """
+    return st.toggle(
+        "A drag opens a box",
+        key="drag",
+        help="Every neuron of the box, or as many as fit. Off: a drag zooms into the picture, and "
+        "a click shows a neuron.",
+    )
 
 
 def forget_box() -> None:
@@ -75,6 +88,6 @@ def boxed(x: list[float], y: list[float], cells: Grid) -> tuple[int, int, int, i
         first, last = (int(rows[0]), int(rows[-1]) + across - 1) if len(rows) else (0, across - 1)
         layer = cells.window.layers[0]
         return layer, layer, first, last
-    ends = (np.ceil(low), np.floor(high), np.floor(left), np.ceil(right))
+    ends = (np.rint(low), np.rint(high), np.floor(left), np.ceil(right))
     top, bottom, start, stop = (max(int(end), 0) for end in ends)
     return min(top, bottom), max(top, bottom), start, stop

@@ -1,5 +1,7 @@
 """Safety map: where the safety neurons are, chosen anew as one moves a threshold."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import streamlit as st
@@ -18,7 +20,7 @@ from app.dashboard.components.downloads import both_buttons, file_button
 from app.dashboard.components.gate import admit
 from app.dashboard.components.identify_form import identify_form
 from app.dashboard.components.job import asked_job, job_panel
-from app.dashboard.components.map_window import choose_window, clicked, forget_box
+from app.dashboard.components.map_window import choose_window, clicked, drag_opens, forget_box
 from app.dashboard.components.place import place_fields, remember_place
 from app.dashboard.components.selection import mask_file, select_neurons, together
 from app.dashboard.components.terms import terms
@@ -34,6 +36,21 @@ FACTS = {
     "mean_harmful": ("Mean, harmful", "mean activation on harmful prompts"),
     "mean_harmless": ("Mean, harmless", "mean activation on harmless prompts"),
 }
+
+
+@dataclass(frozen=True)
+class View:
+    """How the maps are looked at.
+
+    Args:
+        window: the part that is shown.
+        ring: the neuron that is ringed.
+        boxes: whether a drag opens a box; else a click chooses a neuron.
+    """
+
+    window: Window
+    ring: tuple[int, int]
+    boxes: bool
 
 
 def _inspector(entry: Entry, table: Table, chosen: tuple[int, int], neurons: NeuronSet) -> None:
@@ -77,29 +94,30 @@ def _metrics(neurons: NeuronSet, parts: dict[str, NeuronSet]) -> None:
 def _draw(
     values: Vector,
     neurons: NeuronSet,
-    window: Window,
     colours: Colours,
-    chosen: tuple[int, int],
+    view: View,
     name: str,
 ) -> None:
     """One map with its clicks and its words."""
+    window = view.window
     cells = grid(values, neurons, window)
     # Beside a second map there is no room for them.
     alone = name == "map" and not cells.folded
     strips = Strips.of(values, neurons) if alone else None
     # Another key for another window: what was selected there is not selected here.
-    key = f"{name}-{window.layers}-{window.neurons}"
+    key = f"{name}-{window.layers}-{window.neurons}-{view.boxes}"
     counts = neurons.counts()
     most = int(counts.argmax())
+    figure = map_figure(cells, colours, strips, view.ring)
     chart(
-        map_figure(cells, colours, strips, chosen),
+        figure.update_layout(dragmode="select") if view.boxes else figure,
         f"Safety map, layers {window.layers[0]} to {window.layers[1]} against neurons "
         f"{window.neurons[0]} to {window.neurons[1]}, coloured by {colours.label}; the "
         f"{len(neurons):,} selected are in full colour, most of them, {int(counts[most]):,}, in "
         f"layer {most}",
         key=key,
         on_select=lambda: clicked(st.session_state[key].selection, cells),
-        selection_mode=("points", "box"),
+        selection_mode=("box",) if view.boxes else ("points",),
     )
 
 
@@ -107,11 +125,11 @@ def _map(
     table: Table,
     neurons: NeuronSet,
     color: str,
-    window: Window,
-    ring: tuple[int, int],
+    view: View,
     beside: Beside | None,
 ) -> None:
     """The map, or two."""
+    window = view.window
     if "box" in st.query_params:
         (top, bottom), (left, right) = window.layers, window.neurons
         with st.container(horizontal=True, vertical_alignment="center"):
@@ -120,21 +138,21 @@ def _map(
     values = table.column(color)
     colours = Colours(NAMES.get(color, color), table.limit(color))
     if beside is None:
-        _draw(values, neurons, window, colours, ring, "map")
+        _draw(values, neurons, colours, view, "map")
     else:
         show_beside(
             beside,
             table,
             neurons,
             color,
-            lambda v, n, c, name: _draw(v, n, window, c, ring, name),
+            lambda v, n, c, name: _draw(v, n, c, view, name),
         )
     st.caption(
         "Vermilion fires more on harmful prompts, blue on harmless ones, grey is zero; full colour "
         "is selected, faint is not. Where a square stands for several neurons it shows the "
-        "strongest, of the selected if there are any. Click one to see it below; drag a box, or "
-        "choose a layer, to open it. Right of the map: share of the layer that is selected, and "
-        "its safety mass."
+        "strongest, of the selected if there are any; choose a layer, or let a drag open a "
+        "box, to see each. A click shows a neuron below. Right of the map: share of the layer that "
+        "is selected, and its safety mass."
     )
 
 
@@ -150,11 +168,12 @@ def _study(entry: Entry) -> None:
         color = _colour(options, first)
     with middle:
         window = choose_window(table.widths, entry.key)
+        boxes = drag_opens()
     with right:
         beside = choose_beside(entry, table, selection)
     # The map rings the neuron whose number fields stand below it.
     ring = remember_place(table.strongest(first))
-    _map(table, neurons, color, window, ring, beside)
+    _map(table, neurons, color, View(window, ring, boxes), beside)
     left, right = st.columns([2, 3], gap="large")
     with left:
         st.subheader("One neuron")
