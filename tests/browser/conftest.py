@@ -78,6 +78,8 @@ def dashboard(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     environment = os.environ | {"SAFENEURON_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    # The prompts lie beside the store, where pages may not read unless they are told.
+    environment["SAFENEURON_FOLDERS"] = str(folder)
     command = [sys.executable, "-c", SERVE, "serve", "--port", str(port)]
     log = (folder / "serve.log").open("w")
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
