@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -29,75 +29,36 @@ from toolkit.masks import now
 from toolkit.models.convert import merge_into
 from toolkit.models.load import LoadedModel, load_model
 from toolkit.prompts import PromptSet, read_prompts
-from toolkit.train.margin import MarginSettings, shift_margin
 from toolkit.train.pairs import shipped_refusals
-from toolkit.train.sft import LoraSettings, train_lora
+from toolkit.train.safety_lora import SafetyLoraSettings, train_safety_lora
 
 BASE = "smollm2-135m-instruct"
-OPENING_ANSWER_TOKENS = 12
 
 
 @dataclass(frozen=True)
 class AdapterData:
-    """What the adapter is trained and measured on; all of it is recorded."""
+    """What the adapter is trained and measured on; all of it is recorded.
 
-    harmful: tuple[str, ...] = ("advbench[::2]", "harmbench", "do-not-answer[::3]")
-    harmless: str = "harmless-train"
-    harmless_draws: int = 2
-    harmless_openings: tuple[str, ...] = ("harmless-train", "harmless-forms")
-    harmful_decisions: tuple[str, ...] = ("advbench[::2]", "harmbench", "do-not-answer")
-    answer_tokens: int = 32
+    Args:
+        harmful: prompts that it learns to refuse.
+        harmless: prompts along whose answers it is held to what it was.
+        development: harmful and harmless prompts that the settings were chosen on.
+        answer_tokens: of the answers to harmless prompts that are made.
+        refusal_openings: refusals that begin so are learnt. Few beginnings, so that greedy
+            decoding finds the one word that all of them share.
+        evaluation: harmful prompts of the figures.
+        held_out: harmless prompts of the figures.
+        evaluation_tokens: of the answers that are judged.
+    """
+
+    harmful: tuple[str, ...] = ("advbench[::2]", "harmbench", "do-not-answer")
+    harmless: tuple[str, ...] = ("harmless-train", "harmless-forms", "harmless-contrasts")
+    development: tuple[str, str] = ("advbench[1::6]", "harmless-train[::6]")
+    answer_tokens: int = 16
     refusal_openings: tuple[str, ...] = ("I'm sorry", "I can't")
     evaluation: str = "strongreject"
     held_out: str = "harmless-heldout"
     evaluation_tokens: int = 48
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What one stage learns, and how."""
-
-    learns: Literal["whole", "openings", "decisions"]
-    settings: LoraSettings
-
-
-# Whole answers first, then openings alone: that is where refusing is decided.
-STAGES = (
-    Stage("whole", LoraSettings(learning_rate=6e-4, epochs=0.6)),
-    Stage("openings", LoraSettings(learning_rate=6e-4, opening_tokens=4, seed=1)),
-    Stage("decisions", LoraSettings(learning_rate=1e-3, opening_tokens=3, epochs=2.5, seed=2)),
-)
-# By then it ranks harmful above harmless prompts (AUC 0.99) and refuses too many of both. The
-# shift was chosen on the evaluation sets, as one would choose a threshold; nothing else was.
-MARGIN = MarginSettings(shift=2.6)
-
-
-@dataclass(frozen=True)
-class Examples:
-    """What the stages learn.
-
-    Args:
-        whole: refusals, and answers drawn from the model itself. Drawn, not greedy:
-            learning its own draws leaves a model's distribution where it is.
-        openings: those, and greedy answers. First words that are drawn are many and a
-            refusal's is one, which greedy decoding would then pick.
-        decisions: refusals to more harmful prompts, and greedy answers alone.
-        harmful: prompts refused in the last of these.
-        harmless: prompts answered there.
-        refusals: what refusals say.
-    """
-
-    whole: list[Example]
-    openings: list[Example]
-    decisions: list[Example]
-    harmful: list[str]
-    harmless: list[str]
-    refusals: list[str]
-
-    def of(self, stage: Stage) -> list[Example]:
-        """The examples of one stage."""
-        learnt: list[Example] = getattr(self, stage.learns)
-        return learnt
 
 
 def _words(text: str) -> frozenset[str]:
@@ -117,43 +78,40 @@ def without_near_duplicates(prompts: list[str], of: PromptSet, limit: float = 0.
 
 def build_examples(
     model: LoadedModel, data: AdapterData, seed: int
-) -> tuple[Examples, dict[str, Any]]:
-    """Refusals to harmful prompts, the model's own answers to harmless ones."""
+) -> tuple[list[Example], list[Example], dict[str, Any]]:
+    """Refusals to harmful prompts, and the model's own answers to harmless ones.
+
+    Half of the answers are greedy and half are drawn: the divergence is taken where the
+    model goes, and where it may go. None of them is a refusal itself.
+
+    Returns:
+        The refusals, the answers, and what the record says of both.
+    """
     generator = random.Random(seed)
     said = [text for text in shipped_refusals() if text.startswith(data.refusal_openings)]
 
-    def refusals(names: tuple[str, ...]) -> list[Example]:
-        texts = [text for name in names for text in read_prompts(name).texts]
-        kept = without_near_duplicates(list(dict.fromkeys(texts)), read_prompts(data.evaluation))
-        return [Example(text, generator.choice(said)) for text in kept]
+    def texts(names: tuple[str, ...], apart_from: tuple[str, ...]) -> list[str]:
+        found = dict.fromkeys(text for name in names for text in read_prompts(name).texts)
+        kept = list(found)
+        for name in apart_from:
+            kept = without_near_duplicates(kept, read_prompts(name))
+        return kept
 
-    whole = refusals(data.harmful)
-    harmless = read_prompts(data.harmless)
-    for draw in range(data.harmless_draws):
-        answers = generate(model, harmless.texts, data.answer_tokens, 60, seed=seed + draw)
-        whole += _own_answers(model, harmless.texts, answers, data.answer_tokens)
-    greedy: list[Example] = []
-    for name in data.harmless_openings:
-        kept = without_near_duplicates(read_prompts(name).texts, read_prompts(data.held_out))
-        # Longer than the openings, or a judge could not tell what they lead to.
-        answers = generate(model, kept, OPENING_ANSWER_TOKENS, 60)
-        greedy += _own_answers(model, kept, answers, OPENING_ANSWER_TOKENS)
-    refused = refusals(data.harmful_decisions)
-    examples = Examples(
-        whole=whole,
-        openings=whole + greedy,
-        decisions=refused + greedy,
-        harmful=[example.prompt for example in refused],
-        harmless=[example.prompt for example in greedy],
-        refusals=said,
-    )
-    named = {*data.harmful, *data.harmful_decisions, data.harmless, *data.harmless_openings}
+    harmful = texts(data.harmful, (data.evaluation, data.development[0]))
+    refusals = [Example(text, generator.choice(said)) for text in harmful]
+    harmless = texts(data.harmless, (data.held_out, data.development[1]))
+    answers: list[Example] = []
+    for part, draw in ((harmless[::2], seed), (harmless[1::2], None)):
+        made = generate(model, part, data.answer_tokens, 60, seed=draw)
+        answers += _own_answers(model, part, made, data.answer_tokens)
     record = {
-        "prompts": [read_prompts(name).info().model_dump() for name in sorted(named)],
+        "prompts": [
+            read_prompts(name).info().model_dump() for name in data.harmful + data.harmless
+        ],
         "refusals": sha256_text("\n".join(said)),
-        "examples": {name: len(found) for name, found in vars(examples).items()},
+        "examples": {"refusals": len(refusals), "answers": len(answers)},
     }
-    return examples, record
+    return refusals, answers, record
 
 
 def _own_answers(
@@ -175,9 +133,9 @@ def answer_perplexity(model: LoadedModel, prompts: list[str], answers: list[str]
 
 
 def measure(model: LoadedModel, data: AdapterData) -> dict[str, Any]:
-    """Verdicts on both evaluation sets, each k of n with its interval."""
+    """Verdicts on the evaluation and development sets, each k of n with its interval."""
     figures: dict[str, Any] = {"judge": VERSION, "max_new_tokens": data.evaluation_tokens}
-    for name in (data.evaluation, data.held_out):
+    for name in (data.evaluation, data.held_out, *data.development):
         texts = read_prompts(name).texts
         answers = generate(model, texts, data.evaluation_tokens, 64, settled=refuses)
         verdicts = [judge_refusal(answer).verdict for answer in answers]
@@ -189,70 +147,57 @@ def measure(model: LoadedModel, data: AdapterData) -> dict[str, Any]:
 
 
 def make_adapter(
-    output: Path,
-    stages: Sequence[Stage],
-    margin: MarginSettings,
-    data: AdapterData,
-    log: Callable[[str], None],
+    output: Path, settings: SafetyLoraSettings, data: AdapterData, log: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Train the adapter in stages, move its line, measure it and write both to ``output``.
-
-    Each stage is kept beside, in ``OUTPUT-stage-N``, and not trained again.
+    """Train the adapter, measure it and write both to ``output``.
 
     Returns:
         What ``record.json`` holds.
     """
     started = time.monotonic()
     half = load_model(BASE, dtype=torch.bfloat16)
-    examples, used = build_examples(half, data, stages[0].settings.seed)
-    held_out = read_prompts(data.held_out).texts
-    base = load_model(BASE)
-    own_answers = {
-        "greedy": generate(half, held_out, data.evaluation_tokens, batch_size=50),
-        "drawn": generate(half, held_out, data.evaluation_tokens, batch_size=50, seed=0),
-    }
+    refusals, answers, used = build_examples(half, data, settings.seed)
     log(f"examples: {used['examples']}")
-    before = {how: answer_perplexity(base, held_out, own_answers[how]) for how in own_answers}
 
     def step(number: int, total: int, loss: float) -> None:
         log(f"step {number} of {total}: loss {loss:.3f}, {time.monotonic() - started:.0f} s")
 
-    reached: Path | None = None
-    for number, stage in enumerate(stages, start=1):
-        target = output.with_name(f"{output.name}-stage-{number}")
-        if not (target / "adapter_model.safetensors").exists():
-            learnt = examples.of(stage)
-            train_lora(load_model(BASE), learnt, stage.settings, target, step, start=reached)
-        reached = target
-    assert reached is not None
-    whose = (examples.harmful, examples.harmless, examples.refusals)
-    shift_margin(load_model(BASE), _merged(reached), *whose, margin, reached, output, step)
-    _name_its_base(output)
+    # In half precision: only the adapter's own weights are trained, and they are not.
+    learner = load_model(BASE, dtype=torch.bfloat16)
+    train_safety_lora(learner, refusals, answers, settings, output, step)
     trained = time.monotonic() - started
-    merged = _merged(output)
-    after = {how: answer_perplexity(merged, held_out, own_answers[how]) for how in own_answers}
-    merged.model.to(torch.bfloat16)
-    figures = measure(merged, data)
-    # Of the original's own answers. Greedy ones grow likelier where a model is surer of its
-    # first words; on drawn ones it can only lose (the logarithm is the divergence).
-    for how in own_answers:
-        figures[f"harmless_{how}_answer_perplexity"] = {
-            "base": before[how],
-            "adapted": after[how],
-            "ratio": after[how] / before[how],
-        }
+    _name_its_base(output)
+    figures = _figures(output, data, half)
     record = {
         "base": BASE,
         "data": asdict(data) | used,
-        "stages": [asdict(stage) for stage in stages],
-        "margin": asdict(margin),
+        "settings": asdict(settings),
         "figures": figures,
         "seconds": {"training": round(trained), "all": round(time.monotonic() - started)},
-        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         "created": now().isoformat(),
     }
     write_atomically(output / "record.json", json.dumps(record, indent=1) + "\n")
     return record
+
+
+def _figures(adapter: Path, data: AdapterData, half: LoadedModel) -> dict[str, Any]:
+    """What the adapter is accepted by: verdicts, and perplexity of the original's answers."""
+    held_out = read_prompts(data.held_out).texts
+    base, merged = load_model(BASE), _merged(adapter)
+    perplexities = {}
+    for how, seed in (("greedy", None), ("drawn", 0)):
+        # Greedy answers grow likelier where a model is surer of its first words; on drawn
+        # ones it can only lose (the logarithm of the ratio is the divergence).
+        answers = generate(half, held_out, data.evaluation_tokens, 50, seed=seed)
+        before, after = (answer_perplexity(model, held_out, answers) for model in (base, merged))
+        perplexities[f"harmless_{how}_answer_perplexity"] = {
+            "base": before,
+            "adapted": after,
+            "ratio": after / before,
+        }
+    merged.model.to(torch.bfloat16)
+    return measure(merged, data) | perplexities
 
 
 def _merged(adapter: Path) -> LoadedModel:
@@ -279,7 +224,7 @@ def main() -> None:
     def log(line: str) -> None:
         sys.stderr.write(line + "\n")
 
-    record = make_adapter(output, STAGES, MARGIN, AdapterData(), log)
+    record = make_adapter(output, SafetyLoraSettings(), AdapterData(), log)
     sys.stdout.write(json.dumps(record["figures"], indent=1) + "\n")
 
 

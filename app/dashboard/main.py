@@ -6,7 +6,8 @@ import streamlit as st
 
 from app.dashboard.components.gate import admit, visitor_menu
 
-PAGES = Path(__file__).parent / "pages"
+# Not "pages": Streamlit would make a menu of its own of such a folder.
+PAGES = Path(__file__).parent / "views"
 
 st.set_page_config(page_title="SafeNeuron", page_icon=":material/hub:", layout="wide")
 admit()

@@ -27,7 +27,7 @@ from toolkit.masks import MaskFile, MaskPrompts, MethodInfo, ModelInfo, PromptsI
 MAIN = str(Path(app.dashboard.__file__).parent / "main.py")
 VIEWERS = ("home", "safety_map", "neuron", "overlap", "masks")
 DOERS = ("prune_lab", "attack", "align", "jobs", "settings")
-PAGES = {name: f"pages/{name}.py" for name in (*VIEWERS, *DOERS)}
+PAGES = {name: f"views/{name}.py" for name in (*VIEWERS, *DOERS)}
 # Pages that say what to do while there is nothing; the settings are always there.
 SAY_WHAT_TO_DO = [name for name in PAGES if name != "settings"]
 WIDTHS = [40, 40, 20]

@@ -15,7 +15,7 @@ from tests.app.test_pages import fill
 from toolkit.errors import SafeNeuronError
 
 FOLDER = Path(app.dashboard.__file__).parent
-EVERY_PAGE = sorted(FOLDER.glob("pages/[a-z]*.py"))
+EVERY_PAGE = sorted(FOLDER.glob("views/[a-z]*.py"))
 SECRETS = """
 [auth]
 redirect_uri = "http://localhost:8501/oauth2callback"
@@ -163,5 +163,5 @@ def test_a_guest_sees_the_pages_and_the_way_out(
     monkeypatch.setattr(gate, "claims", lambda: {"is_logged_in": True, "email": "ann@lab.org"})
     test = AppTest.from_file(str(FOLDER / "main.py"), default_timeout=120).run()
     assert not test.exception
-    assert test.title[0].value == "Safety map"
+    assert test.title[0].value == "SafeNeuron"
     assert [button.label for button in test.sidebar.button] == ["Sign out"]

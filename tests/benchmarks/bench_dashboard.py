@@ -110,7 +110,7 @@ def save_study(layers: int, width: int, name: str) -> Entry:
 def opened(page: str) -> AppTest:
     """A session on a page, its first run still to come."""
     test = AppTest.from_file(MAIN, default_timeout=300).run()
-    return test if page == "home" else test.switch_page(f"pages/{page}.py")
+    return test if page == "home" else test.switch_page(f"views/{page}.py")
 
 
 def timed(action: Callable[[], AppTest]) -> float:

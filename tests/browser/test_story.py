@@ -194,7 +194,10 @@ def test_the_prune_lab_answers_whole_pruned_and_random(page: Page, dashboard: Da
     wait_for(lambda: Desk(job).told("0001").phase == "answered")
     said = Desk(job).told("0001").answers
     expect(page.get_by_text(prompt, exact=True)).to_be_visible()
-    for arm in ("pruned", "random"):
+    # Of two models with random weights, one may say nothing that can be seen.
+    spoke = [arm for arm in ("pruned", "random") if said[arm].text.strip()]
+    assert spoke
+    for arm in spoke:
         box = page.locator(f".st-key-box-{job.id}-0001-{arm}")
         expect(box).to_contain_text(VEIL)
         page.locator(f".st-key-lifted-{job.id}-0001-{arm} label").click()
@@ -206,7 +209,7 @@ def test_the_prune_lab_answers_whole_pruned_and_random(page: Page, dashboard: Da
     second = page.context.new_page()
     second.goto(page.url)
     expect(second.get_by_text(prompt, exact=True)).to_be_visible()
-    expect(second.locator(f".st-key-box-{job.id}-0001-pruned")).to_contain_text(VEIL)
+    expect(second.locator(f".st-key-box-{job.id}-0001-{spoke[0]}")).to_contain_text(VEIL)
     second.get_by_role("button", name="Close the model").click()
     wait_for(lambda: state_of(job).state == "cancelled")
     second.close()

@@ -45,7 +45,7 @@ def answer_box(text: str, key: str, veil: bool, waiting: str = "") -> None:
     """
     lifted = st.session_state.get(f"lifted-{key}", False)
     with st.container(height=HEIGHT, key=f"box-{key}"):
-        if not text:
+        if not text.strip():
             st.caption(waiting or "It said nothing.")
         elif veil and not lifted:
             st.markdown(prose(veiled(text)))
@@ -56,7 +56,7 @@ def answer_box(text: str, key: str, veil: bool, waiting: str = "") -> None:
             "Show this answer",
             key=f"lifted-{key}",
             help="It may be harmful to read.",
-            disabled=not text,
+            disabled=not text.strip(),
         )
     else:
         st.toggle("Show this answer", True, key=f"open-{key}", disabled=True)

@@ -58,7 +58,7 @@ def _take_away(job: Job) -> None:
     after = alignments.pair_of(job).after
     with st.container(horizontal=True, vertical_alignment="center"):
         st.page_link(
-            "pages/prune_lab.py",
+            "views/prune_lab.py",
             label="Chat with the result",
             icon=":material/forum:",
             query_params={"model": after},

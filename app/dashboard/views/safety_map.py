@@ -74,7 +74,7 @@ def _inspector(entry: Entry, table: Table, chosen: tuple[int, int], neurons: Neu
     )
     asked = {"study": entry.key, "layer": str(layer), "neuron": str(neuron)}
     st.page_link(
-        "pages/neuron.py",
+        "views/neuron.py",
         label="Open this neuron's page",
         icon=":material/arrow_forward:",
         query_params=asked,
@@ -233,7 +233,7 @@ def _take_away(
         if st.button("Attack this selection", icon=":material/bolt:", disabled=empty):
             made = mask()
             asked = {"mask": str(data.keep_mask(made)), "model": made.model.source}
-            st.switch_page("pages/attack.py", query_params=asked)
+            st.switch_page("views/attack.py", query_params=asked)
         if st.button("Keep this mask", icon=":material/bookmark_add:", disabled=empty):
             data.keep_mask(mask())
             st.toast("Kept: the Masks page, Attack and Align have it now.")

@@ -18,11 +18,11 @@ from app.jobs.worker import workers
 from toolkit.errors import SafeNeuronError
 
 PAGES = {
-    "identify": ("pages/safety_map.py", "Safety map"),
-    "attack": ("pages/attack.py", "Attack"),
-    "align": ("pages/align.py", "Align"),
-    "rounds": ("pages/align.py", "Align"),
-    "chat": ("pages/prune_lab.py", "Prune lab"),
+    "identify": ("views/safety_map.py", "Safety map"),
+    "attack": ("views/attack.py", "Attack"),
+    "align": ("views/align.py", "Align"),
+    "rounds": ("views/align.py", "Align"),
+    "chat": ("views/prune_lab.py", "Prune lab"),
 }
 SHOWN = ("all", "unfinished", "stopped", "done")
 MOST = 100  # jobs in the table

@@ -154,9 +154,9 @@ def _show(mask: MaskFile, chosen: list[Card]) -> None:
     )
     with st.container(horizontal=True):
         if st.button("Attack with it", icon=":material/bolt:"):
-            _go("pages/attack.py", mask, chosen)
+            _go("views/attack.py", mask, chosen)
         if st.button("Align with it", icon=":material/shield:"):
-            _go("pages/align.py", mask, chosen)
+            _go("views/align.py", mask, chosen)
         made = len(chosen) > 1 or chosen[0].origin == "working"
         if made and st.button("Keep it", icon=":material/bookmark_add:"):
             keep(mask)

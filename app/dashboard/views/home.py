@@ -87,7 +87,7 @@ def _links(study: Entry) -> None:
             ("attack", "Attack it", "bolt", mask),
         ):
             st.page_link(
-                f"pages/{page}.py", label=title, icon=f":material/{icon}:", query_params=query
+                f"views/{page}.py", label=title, icon=f":material/{icon}:", query_params=query
             )
 
 

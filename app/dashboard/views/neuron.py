@@ -100,7 +100,7 @@ def _measured(measured: Measured, study: Entry, place: str) -> None:
     with st.container(horizontal=True):
         for near in measured.neighbours:
             st.page_link(
-                "pages/neuron.py",
+                "views/neuron.py",
                 label=f"{near.layer}:{near.neuron} ({near.cosine:.2f})",
                 query_params={
                     "study": study.key,
