@@ -88,7 +88,7 @@ def test_what_it_takes_is_told_before_it_starts(own_home: Path) -> None:
     save_study(str(folder))
     test = opened("align")
     told = {metric.label: metric.value for metric in test.metric}
-    assert {"Training", "Memory", "Steps"} <= set(told)
+    assert {"Training, at most", "Memory", "Steps"} <= set(told)
     assert told["Steps"] == "72 × 8 pairs"
     test.number_input(key="align-steps").set_value(144).run()
     assert {m.label: m.value for m in test.metric}["Steps"] == "144 × 8 pairs"

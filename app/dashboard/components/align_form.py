@@ -310,9 +310,10 @@ def _what_it_takes(request: AlignRequest, count: int) -> None:
         st.caption(plain(f"How long it takes is not known: {error}."))
         return
     least, most = (duration(count * seconds) for seconds in told.seconds)
-    told_time = least if least == most else f"{least} to {most}"
+    # The other end in the caption: both are too wide for a column.
+    from_least = "" if least == most else f" {least} at least;"
     a, b, c = st.columns(3)
-    a.metric("Training", f"≈ {told_time}", border=True)
+    a.metric("Training, at most", f"≈ {most}", border=True)
     b.metric("Memory", f"≈ {size_in_words(told.memory)}", border=True)
     c.metric("Steps", f"{told.steps:,} × {request.batch_size} pairs", border=True)
     by = (
@@ -322,7 +323,8 @@ def _what_it_takes(request: AlignRequest, count: int) -> None:
     )
     st.caption(
         plain(
-            f"Time after the pairs are made, {by}. Memory: weights {size_in_words(told.weights)}, "
+            f"Time after the pairs are made:{from_least} {by}. "
+            f"Memory: weights {size_in_words(told.weights)}, "
             f"gradients and optimiser {size_in_words(told.state)}, activations "
             f"{size_in_words(told.activations)}."
         )
