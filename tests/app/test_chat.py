@@ -17,7 +17,7 @@ from app.jobs import queue
 from app.jobs.chat import Desk, ask, read_session, session_of
 from app.jobs.events import read_lines
 from app.jobs.folder import Job, cancel, create, list_jobs, read_job, state_of
-from app.jobs.process import marked
+from app.jobs.process import MARK, marked
 from app.jobs.start import spawn
 from tests.app.test_jobs import REQUEST, start, wait_for
 from tests.studies import drawn_study
@@ -29,6 +29,30 @@ PROMPT = HARMFUL[0]
 WIDTHS = [64, 64, 64]
 ALL: dict[Arm, tuple[Said, ...]] = {"whole": (), "pruned": (), "random": ()}
 Process = subprocess.Popen  # type: ignore[type-arg]
+# A session whose model takes its time, so that an answer is surely met while it is made.
+SLOW = """
+import time
+import app.jobs.chat as chat, app.jobs.run as run
+
+answer = chat.answer
+
+def slow(loaded, question, heard, force):
+    def late(arm, new):
+        time.sleep(0.05)
+        heard(arm, new)
+    return answer(loaded, question, late, force)
+
+chat.answer = slow
+run.main()
+"""
+
+
+def start_slow(job: Job) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(job.folder)],
+        start_new_session=True,
+        env=os.environ | {MARK: str(job.folder.resolve())},
+    )
 
 
 @pytest.fixture
@@ -163,9 +187,9 @@ def test_it_gives_way_to_a_job_that_waits(
 def test_killed_in_an_answer_it_is_lost_and_answers_when_it_goes_on(
     tiny_llama: Path, processes: list[Process]
 ) -> None:
-    asked = question(tiny_llama, 240)
+    asked = question(tiny_llama, 60)
     job, number = ask(session(tiny_llama), asked)
-    processes.append(start(job))
+    processes.append(start_slow(job))
     wait_for(lambda: Desk(job).told(number).phase == "answering", 120)
     os.kill(processes[0].pid, signal.SIGKILL)
     processes[0].wait()
@@ -186,11 +210,11 @@ def test_killed_in_an_answer_it_is_lost_and_answers_when_it_goes_on(
 def test_one_answer_is_stopped_and_the_session_goes_on(
     tiny_llama: Path, processes: list[Process]
 ) -> None:
-    job, number = ask(session(tiny_llama), question(tiny_llama, 250))
-    waits = Desk(job).put(question(tiny_llama, 250))
+    job, number = ask(session(tiny_llama), question(tiny_llama, 60))
+    waits = Desk(job).put(question(tiny_llama, 60))
     assert waits is not None
     Desk(job).stop(waits)
-    processes.append(start(job))
+    processes.append(start_slow(job))
     wait_for(lambda: Desk(job).told(number).phase == "answering", 120)
     Desk(job).stop(number)
     for name in (number, waits):

@@ -108,9 +108,12 @@ def test_a_neuron_is_measured_from_its_page(page: Page, dashboard: Dashboard) ->
 def start_alignment(page: Page, dashboard: Dashboard, steps: int) -> Job:
     page.goto(f"{dashboard.url}/align")
     button = page.get_by_role("button", name="Align", exact=True)
-    button.wait_for(state="attached")
-    if not button.is_visible():
-        page.get_by_text("Start an alignment").click()
+    # What lies in a closed expander is not there before it is opened.
+    form = page.locator("details").filter(has=page.get_by_text("Start an alignment", exact=True))
+    form.wait_for()
+    if form.get_attribute("open") is None:
+        page.get_by_text("Start an alignment", exact=True).click()
+    button.wait_for()
     made = {"Harmful prompts for pairs": dashboard.prompts["harmful"], "Answer tokens": 6}
     made |= {"Harmless prompts for pairs": dashboard.prompts["harmless"]}
     for tab, fields in (("Numbers", {"Steps": steps, "Pairs a step": 2}), ("Data", made)):
@@ -153,7 +156,7 @@ def test_align_shows_curves_and_survives_a_refresh(page: Page, dashboard: Dashbo
 def test_before_and_after_are_compared(page: Page, dashboard: Dashboard) -> None:
     [folder] = dashboard.runs("align")
     page.goto(f"{dashboard.url}/align?run={folder.name}")
-    page.get_by_text("Options of the attack").click()
+    page.get_by_text("Options of the attack", exact=True).click()
     for label, side in (("Harmful prompts", "harmful"), ("Harmless prompts", "harmless")):
         page.get_by_label(label, exact=True).fill(str(dashboard.prompts[side]))
         page.get_by_label(label, exact=True).press("Tab")
