@@ -31,7 +31,7 @@ def run_notebook(path: Path, renderer: str = "png") -> "NotebookNode":
         renderer: of plotly's figures: ``png`` needs chromium and kaleido, ``json`` neither.
 
     Returns:
-        The notebook with its outputs, free of times and widgets.
+        The notebook with its outputs, free of times, widgets and what went to stderr.
 
     Raises:
         SafeNeuronError: Jupyter is not installed, or a cell failed.
@@ -60,6 +60,10 @@ def run_notebook(path: Path, renderer: str = "png") -> "NotebookNode":
         client.execute(env=environment)
     except CellExecutionError as error:
         raise SafeNeuronError(f"{path.name} failed: {error.ename}: {error.evalue}") from error
+    for cell in notebook.cells:
+        # Libraries' warnings and progress bars tell of the run and the machine, not of the result.
+        if cell.cell_type == "code":
+            cell.outputs = [told for told in cell.outputs if told.get("name") != "stderr"]
     notebook.metadata.pop("widgets", None)
     # The interpreter's version is the reader's own affair.
     notebook.metadata["language_info"] = {"name": "python"}

@@ -84,7 +84,7 @@ def test_a_cell_that_fails_is_one_line(tmp_path: Path) -> None:
 def test_the_command_keeps_outputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = written(tmp_path, "6 * 7")
+    path = written(tmp_path, "import sys\nprint('half', file=sys.stderr)\n6 * 7")
     monkeypatch.setattr("sys.argv", ["notebooks", str(path)])
     assert command.main() == 0
     (cell,) = nbformat.read(path, as_version=4).cells
