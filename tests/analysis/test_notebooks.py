@@ -13,7 +13,7 @@ from toolkit.home import home
 from toolkit.models.sources import EMBEDDED, resolve
 from toolkit.prompts import KNOWN, read_prompts
 
-PLOTLY = "application/vnd.plotly.v1+json"
+PLOTLY = "application/json"
 
 
 def test_there_are_four() -> None:
