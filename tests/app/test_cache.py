@@ -1,29 +1,13 @@
 """``safeneuron cache``: the store in words, checked, copied and cleared."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from analysis.store import About, Entry, Store
-from app.cli import main
 from tests.analysis.test_store import newer_manifest
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["safeneuron", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        shown = capsys.readouterr()
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, shown.out, shown.err
-
-    return call
+from tests.app.conftest import Run
 
 
 @pytest.fixture

@@ -2,31 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
 import pytest
 
-from app.cli import main
+from tests.app.conftest import Run
 from tests.tiny import HARMFUL, HARMLESS, save_tiny
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["safeneuron", *map(str, arguments)])
-        capsys.readouterr()  # what saving a fixture's model said
-        with pytest.raises(SystemExit) as stop:
-            main()
-        shown = capsys.readouterr()
-        code = stop.value.code
-        assert isinstance(code, int)
-        return code, shown.out, shown.err
-
-    return call
 
 
 @pytest.fixture

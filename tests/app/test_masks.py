@@ -1,31 +1,15 @@
 """``safeneuron masks`` and the figures of maps: what the pages do, at the command line."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from app.cli import main
+from tests.app.conftest import Run
 from tests.app.test_pages import fill
 from tests.masks import mask_file
 from toolkit.masks import read_mask
 from toolkit.neurons import NeuronSet
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["safeneuron", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        shown = capsys.readouterr()
-        assert isinstance(stop.value.code, int)
-        return stop.value.code, shown.out, shown.err
-
-    return call
 
 
 @pytest.fixture

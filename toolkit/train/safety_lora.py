@@ -163,11 +163,11 @@ def train_safety_lora(
             # answers end at the last.
             positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
             told = int((labels != IGNORED).sum(dim=1).max())
-            asked = {**inputs, "position_ids": positions, "logits_to_keep": told + 1}
-            kept = {key: value[~refused] for key, value in asked.items() if key != "logits_to_keep"}
+            asked = {**inputs, "position_ids": positions}
+            answered = {name: value[~refused] for name, value in asked.items()}
             with torch.no_grad(), model.disable_adapter():
-                before = model(**kept, logits_to_keep=told + 1).logits[:, :-1]
-            logits = model(**asked).logits[:, :-1]
+                before = model(**answered, logits_to_keep=told + 1).logits[:, :-1]
+            logits = model(**asked, logits_to_keep=told + 1).logits[:, :-1]
             surprise, divergence = row_losses(logits, before, labels[:, -told:], refused)
             return surprise.mean() + settings.divergence_weight * divergence.mean()
 
