@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.test_cli import Run, one_line, run  # noqa: F401
+from tests.app.conftest import Run
+from tests.app.test_cli import one_line
 from tests.tasks import write_tasks
 
 
 def test_without_the_extra_it_says_what_to_install(
-    run: Run,  # noqa: F811
+    run: Run,
     tiny_llama: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -23,7 +24,7 @@ def test_without_the_extra_it_says_what_to_install(
 
 
 def test_a_table_and_json(
-    run: Run,  # noqa: F811
+    run: Run,
     tiny_llama: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 
 from tests.analysis.test_redistribution import swept
-from tests.app.test_overlap import Run, masks, run
+from tests.app.conftest import Run
+from tests.app.test_overlap import masks
 from tests.masks import mask_file
 from toolkit.neurons import NeuronSet
 
-__all__ = ["masks", "run"]
+__all__ = ["masks"]
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.test_cli import Run, one_line, run  # noqa: F401
+from tests.app.conftest import Run
+from tests.app.test_cli import one_line
 from tests.tiny import save_tiny
 
 ROWS = """prompt,response,label
@@ -23,7 +24,7 @@ def labels(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_list(run: Run) -> None:  # noqa: F811
+def test_the_list(run: Run) -> None:
     code, out, _ = run("judges", "--json")
     assert code == 0
     listed = {judge["name"]: judge for judge in json.loads(out)}
@@ -34,7 +35,7 @@ def test_the_list(run: Run) -> None:  # noqa: F811
     assert all(name in out for name in listed)
 
 
-def test_agreement_on_own_labels(run: Run, labels: Path) -> None:  # noqa: F811
+def test_agreement_on_own_labels(run: Run, labels: Path) -> None:
     code, out, _ = run("judges", "--validate", "--labelled", labels, "--json", "--errors")
     assert code == 0
     (found,) = json.loads(out)["sets"]
@@ -51,7 +52,7 @@ def test_agreement_on_own_labels(run: Run, labels: Path) -> None:  # noqa: F811
 
 
 def test_agreement_of_a_judge_that_says_nothing_readable(
-    run: Run,  # noqa: F811
+    run: Run,
     labels: Path,
     tmp_path: Path,
 ) -> None:
@@ -76,7 +77,7 @@ def test_agreement_of_a_judge_that_says_nothing_readable(
     ],
 )
 def test_bad_input_is_one_line(
-    run: Run,  # noqa: F811
+    run: Run,
     labels: Path,
     arguments: list[str],
     says: str,
