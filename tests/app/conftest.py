@@ -1,13 +1,31 @@
-"""What the tests of the command line share."""
+"""What the tests of the command line and of jobs share."""
 
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from app.cli import main
+from app.jobs.process import marked
+from toolkit.home import home
 
 Run = Callable[..., tuple[int, str, str]]
 """From a command's arguments to its exit code and what it wrote to both outputs."""
+
+Process = subprocess.Popen  # type: ignore[type-arg]
+
+
+@pytest.fixture
+def processes() -> Iterator[list[Process]]:
+    """Processes started by a test; neither they nor what they started outlives it."""
+    started: list[Process] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+    for folder in (home() / "runs").glob("*-*"):
+        for left in marked(folder):
+            left.kill()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,18 +16,17 @@ from app.jobs import queue
 from app.jobs.chat import Desk, ask, read_session, session_of
 from app.jobs.events import read_lines
 from app.jobs.folder import Job, cancel, create, list_jobs, read_job, state_of
-from app.jobs.process import MARK, marked
+from app.jobs.process import MARK
 from app.jobs.start import spawn
+from tests.app.conftest import Process
 from tests.app.test_jobs import REQUEST, start, wait_for
 from tests.studies import drawn_study
 from tests.tiny import HARMFUL
 from toolkit.errors import SafeNeuronError
-from toolkit.home import home
 
 PROMPT = HARMFUL[0]
 WIDTHS = [64, 64, 64]
 ALL: dict[Arm, tuple[Said, ...]] = {"whole": (), "pruned": (), "random": ()}
-Process = subprocess.Popen  # type: ignore[type-arg]
 # A session whose model takes its time, so that an answer is surely met while it is made.
 SLOW = """
 import time
@@ -53,19 +51,6 @@ def start_slow(job: Job) -> "subprocess.Popen[bytes]":
         start_new_session=True,
         env=os.environ | {MARK: str(job.folder.resolve())},
     )
-
-
-@pytest.fixture
-def processes() -> Iterator[list[Process]]:
-    """Processes started by a test; none outlives it."""
-    started: list[Process] = []
-    yield started
-    for process in started:
-        process.kill()
-        process.wait()
-    for folder in (home() / "runs").glob("*-*"):
-        for left in marked(folder):
-            left.kill()
 
 
 def session(model: Path, idle: float = 300.0) -> ChatRequest:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,8 +15,8 @@ from app.jobs import queue, worker
 from app.jobs.events import events, result_of
 from app.jobs.folder import Job, Phase, cancel, change_state, create, settle, state_of
 from app.jobs.process import MARK, marked
+from tests.app.conftest import Process
 from tests.app.test_jobs import fake, free_port, lives, wait_for
-from toolkit.home import home
 
 # A job whose work counts in a file that it saves, and goes on from there; its requests' model
 # names what happens to it.
@@ -72,25 +71,10 @@ worker.SWEEP = 0.3
 worker.work()
 """
 
-Process = subprocess.Popen  # type: ignore[type-arg]
 
-
-@pytest.fixture
-def workers() -> Iterator[list[Process]]:
-    """Workers started by a test; none outlives it."""
-    started: list[Process] = []
-    yield started
-    for process in started:
-        process.kill()
-        process.wait()
-    for folder in (home() / "runs").glob("*-*"):
-        for left in marked(folder):
-            left.kill()
-
-
-def start_worker(workers: list[Process]) -> Process:
+def start_worker(processes: list[Process]) -> Process:
     process = subprocess.Popen([sys.executable, "-c", WORKER], start_new_session=True)
-    workers.append(process)
+    processes.append(process)
     return process
 
 
@@ -111,26 +95,26 @@ def counted(job: Job) -> bool:
     return bool([event for event in events(job)[0] if event["kind"] == "stage"])
 
 
-def test_a_worker_killed_before_a_job_began(workers: list[Process]) -> None:
+def test_a_worker_killed_before_a_job_began(processes: list[Process]) -> None:
     """Its place in the queue may be gone with it: the next worker finds it in its folder."""
     job = queue.launch("identify", fake())
     assert queue.queue()[0].dequeue() is not None
     assert state_of(job).state == "queued"
     assert not queue.waiting()
-    start_worker(workers)
+    start_worker(processes)
     wait_for(lambda: state_of(job).state == "done")
     assert starts(job) == 1
 
 
-def test_a_worker_killed_while_a_job_runs(workers: list[Process]) -> None:
+def test_a_worker_killed_while_a_job_runs(processes: list[Process]) -> None:
     """The job goes on, and the next worker neither starts it again nor loses it."""
     job = queue.launch("identify", fake(count=120))
-    first = start_worker(workers)
+    first = start_worker(processes)
     wait_for(lambda: counted(job))
     kill(first)
     assert state_of(job).state == "running"
     waits = queue.launch("identify", fake(count=3))
-    start_worker(workers)
+    start_worker(processes)
     time.sleep(1.5)
     # The device is still the first job's: its process holds the lock.
     assert (state_of(job).state, state_of(waits).state) == ("running", "queued")
@@ -139,9 +123,9 @@ def test_a_worker_killed_while_a_job_runs(workers: list[Process]) -> None:
     assert (starts(job), starts(waits)) == (1, 1)
 
 
-def test_a_worker_killed_while_a_job_is_cancelled(workers: list[Process]) -> None:
+def test_a_worker_killed_while_a_job_is_cancelled(processes: list[Process]) -> None:
     job = queue.launch("identify", fake("slow", 2000))
-    first = start_worker(workers)
+    first = start_worker(processes)
     wait_for(lambda: counted(job))
     assert cancel(job).state == "cancelling"
     kill(first)
@@ -151,10 +135,10 @@ def test_a_worker_killed_while_a_job_is_cancelled(workers: list[Process]) -> Non
 
 
 @pytest.mark.parametrize("model", ["good", "parent"])
-def test_a_job_killed_is_lost_and_goes_on(workers: list[Process], model: str) -> None:
+def test_a_job_killed_is_lost_and_goes_on(processes: list[Process], model: str) -> None:
     """Nothing that it started lives on, and what it saved is not done again."""
     job = queue.launch("identify", fake(model, 60))
-    start_worker(workers)
+    start_worker(processes)
     wait_for(lambda: job.file("kept.txt").exists() and kept_of(job) > 0)
     pid = state_of(job).pid
     assert pid is not None
@@ -187,9 +171,9 @@ def test_a_job_killed_without_a_worker_is_lost() -> None:
     wait_for(lambda: not marked(job.folder))
 
 
-def test_a_full_disk_ends_a_job_and_keeps_what_was_saved(workers: list[Process]) -> None:
+def test_a_full_disk_ends_a_job_and_keeps_what_was_saved(processes: list[Process]) -> None:
     job = queue.launch("identify", fake("full", 4))
-    start_worker(workers)
+    start_worker(processes)
     wait_for(lambda: state_of(job).state == "failed")
     assert "disk is full" in (state_of(job).error or "")
     queue.enqueue(job)  # there is room again
@@ -197,7 +181,7 @@ def test_a_full_disk_ends_a_job_and_keeps_what_was_saved(workers: list[Process])
     assert result_of(job) == {"counted": 4, "began": 2}
 
 
-def test_two_tabs_press_the_same_button(workers: list[Process]) -> None:
+def test_two_tabs_press_the_same_button(processes: list[Process]) -> None:
     made: list[Job] = []
     together = threading.Barrier(4)
 
@@ -211,16 +195,16 @@ def test_two_tabs_press_the_same_button(workers: list[Process]) -> None:
     for tab in tabs:
         tab.join()
     assert len({job.id for job in made}) == 1
-    start_worker(workers)
+    start_worker(processes)
     wait_for(lambda: state_of(made[0]).state == "done" and not queue.waiting())
     time.sleep(1.0)
     assert starts(made[0]) == 1
 
 
-def test_a_cancel_during_a_checkpoint_leaves_it_whole(workers: list[Process]) -> None:
+def test_a_cancel_during_a_checkpoint_leaves_it_whole(processes: list[Process]) -> None:
     """Asked twice, the job is killed while it saves; the file is the old one or the new."""
     job = queue.launch("identify", fake("slow", 40))
-    start_worker(workers)
+    start_worker(processes)
     wait_for(lambda: counted(job))
     assert cancel(job).state == "cancelling"
     time.sleep(0.3)
@@ -234,9 +218,9 @@ def test_a_cancel_during_a_checkpoint_leaves_it_whole(workers: list[Process]) ->
     assert result["began"] == kept
 
 
-def test_a_clock_set_back_while_a_job_runs(workers: list[Process]) -> None:
+def test_a_clock_set_back_while_a_job_runs(processes: list[Process]) -> None:
     job = queue.launch("identify", fake("yesterday", 60))
-    start_worker(workers)
+    start_worker(processes)
     wait_for(lambda: counted(job))
     assert state_of(job).state == "running"
     wait_for(lambda: state_of(job).state == "done")
@@ -245,27 +229,29 @@ def test_a_clock_set_back_while_a_job_runs(workers: list[Process]) -> None:
     assert clocks == sorted(clocks)
 
 
-def test_a_worker_told_to_stop_leaves_its_job_for_the_next(workers: list[Process]) -> None:
+def test_a_worker_told_to_stop_leaves_its_job_for_the_next(processes: list[Process]) -> None:
     job = queue.launch("identify", fake(count=60))
-    first = start_worker(workers)
+    first = start_worker(processes)
     wait_for(lambda: counted(job))
     first.terminate()
     assert first.wait(60) == 0
     assert state_of(job).state == "queued"
     assert queue.waiting() == {job.id}
-    start_worker(workers)
+    start_worker(processes)
     wait_for(lambda: state_of(job).state == "done")
     assert starts(job) == 2
 
 
 @pytest.mark.parametrize("phase", ["failed", "cancelled", "lost", "done"])
-def test_a_worker_killed_leaves_what_is_over_as_it_is(workers: list[Process], phase: Phase) -> None:
+def test_a_worker_killed_leaves_what_is_over_as_it_is(
+    processes: list[Process], phase: Phase
+) -> None:
     """The next one neither starts it again nor changes what is said of it."""
     job = create("identify", fake())
     change_state(job, lambda old: old.model_copy(update={"state": phase, "error": "why"}))
-    kill(start_worker(workers))
+    kill(start_worker(processes))
     waits = queue.launch("identify", fake(count=3))
-    start_worker(workers)
+    start_worker(processes)
     wait_for(lambda: state_of(waits).state == "done")
     assert (state_of(job).state, state_of(job).error) == (phase, "why")
     assert starts(job) == 0
@@ -301,8 +287,8 @@ def start_serving() -> Process:
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
 
 
-def test_one_worker_a_home(workers: list[Process]) -> None:
-    start_worker(workers)
+def test_one_worker_a_home(processes: list[Process]) -> None:
+    start_worker(processes)
     wait_for(lambda: bool(worker.workers()))
     command = [sys.executable, "-c", "from app.cli import main; main()", "worker"]
     second = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)

@@ -17,6 +17,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from toolkit.errors import SafeNeuronError
 from toolkit.examples import IGNORED, Example, encode
 from toolkit.models.load import LoadedModel
 
@@ -33,20 +35,30 @@ class SafetyLoraSettings:
     """How the adapter is trained; every field is recorded beside it.
 
     Args:
-        first_layer: layers from this one on are adapted. What lies below already tells harm
-            apart, and leaving it as it is saves its backward pass.
+        targets: names of the linear modules that are adapted, in every layer.
+        refusals: harmful prompts of a step.
+        answers: harmless prompts of a step.
+        rows: of these that are held at once, those of like length together.
         refusal_tokens: how much of a refusal is learnt: its head.
         answer_tokens: how much of an answer the divergence is taken along: its head.
         divergence_weight: of the second loss against the first.
     """
 
-    rank: int = 24
-    alpha: int = 48
-    targets: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
-    first_layer: int = 12
+    rank: int = 16
+    alpha: int = 32
+    targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
     steps: int = 160
     refusals: int = 8
     answers: int = 16
+    rows: int = 6
     refusal_tokens: int = 10
     answer_tokens: int = 8
     divergence_weight: float = 1.5
@@ -93,7 +105,7 @@ def _batches(
     answers: Sequence[Example],
     settings: SafetyLoraSettings,
 ) -> list[dict[str, Any]]:
-    """The rows of all steps in order, each step's refusals before its answers."""
+    """The rows of all steps in order, each step's from the shortest to the longest."""
     generator = random.Random(settings.seed)
     kinds = (
         (_endless(refusals, generator), settings.refusals, settings.refusal_tokens, True),
@@ -101,26 +113,63 @@ def _batches(
     )
     rows: list[dict[str, Any]] = []
     for _ in range(settings.steps):
-        for examples, count, tokens, refused in kinds:
-            for _ in range(count):
-                row = encode(tokenizer, next(examples), tokens)
-                rows.append({**row, "refused": refused})
+        step = [
+            {**encode(tokenizer, next(examples), tokens), "refused": refused}
+            for examples, count, tokens, refused in kinds
+            for _ in range(count)
+        ]
+        rows += sorted(step, key=lambda row: len(row["input_ids"]))
     return rows
 
 
-def _lora(settings: SafetyLoraSettings, loaded: LoadedModel) -> Any:
-    from peft import LoraConfig
+def split_prefix(rows: Sequence[dict[str, Any]]) -> list[int]:
+    """Take from the rows, in place, the tokens of the template that all of them begin with.
 
-    return LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        target_modules=list(settings.targets),
-        layers_to_transform=list(
-            range(settings.first_layer, loaded.model.config.num_hidden_layers)
-        ),
-        lora_dropout=0.0,
-        task_type="CAUSAL_LM",
-    )
+    Args:
+        rows: ``input_ids`` and ``labels`` of each, lists of one length.
+
+    Returns:
+        The tokens taken: of every prompt at least the last remains, since its logits are
+        those of the answer's first token.
+    """
+    before = (sum(label == IGNORED for label in row["labels"]) - 1 for row in rows)
+    columns = zip(*(row["input_ids"] for row in rows), strict=False)
+    alike = takewhile(lambda column: len(set(column)) == 1, columns)
+    shared = [column[0] for column in islice(alike, max(0, min(before)))]
+    for row in rows:
+        for name in ("input_ids", "labels"):
+            row[name] = row[name][len(shared) :]
+    return shared
+
+
+def answer_logits(model: Any, prefix: Tensor, rows: dict[str, Tensor], told: int) -> Tensor:
+    """Logits of the last ``told`` labels of each row, the prefix run once for all of them.
+
+    Rows are padded on the left, between the prefix and their own tokens; positions pass
+    over the padding. Gradients flow through the prefix too.
+
+    Args:
+        model: a causal language model of ``transformers``.
+        prefix: ``[1, tokens]``, may be empty.
+        rows: ``input_ids`` and ``attention_mask``, ``[rows, tokens]``.
+        told: how many.
+
+    Returns:
+        ``[rows, told, vocabulary]``.
+    """
+    kept, past = rows["attention_mask"], None
+    if prefix.numel():
+        past = model(prefix, use_cache=True, logits_to_keep=1).past_key_values
+        past.batch_repeat_interleave(len(kept))
+    logits: Tensor = model(
+        rows["input_ids"],
+        attention_mask=torch.cat([kept.new_ones(len(kept), len(prefix[0])), kept], dim=1),
+        position_ids=len(prefix[0]) + (kept.cumsum(dim=1) - 1).clamp(min=0),
+        past_key_values=past,
+        use_cache=past is not None,
+        logits_to_keep=told + 1,
+    ).logits
+    return logits[:, :-1]
 
 
 def train_safety_lora(
@@ -146,10 +195,20 @@ def train_safety_lora(
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from datasets import Dataset
-    from peft import get_peft_model
+    from peft import LoraConfig, get_peft_model
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     tokenizer: Any = loaded.tokenizer
+    parts, left_over = divmod(settings.refusals + settings.answers, settings.rows)
+    if left_over:
+        raise SafeNeuronError("the rows of a step are not a whole number of parts")
+    lora = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=list(settings.targets),
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
 
     class Steps(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -159,17 +218,20 @@ def train_safety_lora(
     class SafetyTrainer(Trainer):
         def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
             labels, refused = inputs.pop("labels"), inputs.pop("refused")
-            # Padding is on the left: a row's positions count its own tokens alone, and all
-            # answers end at the last.
-            positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+            # Rows are padded on the left, so that all answers end at the last token.
             told = int((labels != IGNORED).sum(dim=1).max())
-            asked = {**inputs, "position_ids": positions}
-            answered = {name: value[~refused] for name, value in asked.items()}
-            with torch.no_grad(), model.disable_adapter():
-                before = model(**answered, logits_to_keep=told + 1).logits[:, :-1]
-            logits = model(**asked, logits_to_keep=told + 1).logits[:, :-1]
+            answered = {name: value[~refused] for name, value in inputs.items()}
+            logits = answer_logits(model, prefix, inputs, told)
+            before = logits[:0]
+            if not refused.all():
+                with torch.no_grad(), model.disable_adapter():
+                    before = answer_logits(model, prefix, answered, told)
             surprise, divergence = row_losses(logits, before, labels[:, -told:], refused)
-            return surprise.mean() + settings.divergence_weight * divergence.mean()
+            divergence = settings.divergence_weight * divergence
+            # The trainer takes the mean over a step's parts; the loss is the sum of theirs.
+            return parts * (
+                surprise.sum() / settings.refusals + divergence.sum() / settings.answers
+            )
 
     def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         ids = [{"input_ids": row["input_ids"]} for row in rows]
@@ -181,12 +243,14 @@ def train_safety_lora(
         return {**batch, "labels": labels, "refused": refused}
 
     rows = _batches(tokenizer, refusals, answers, settings)
+    prefix = torch.tensor([split_prefix(rows)], device=loaded.device)
     torch.manual_seed(settings.seed)
-    model = get_peft_model(loaded.model, _lora(settings, loaded))
+    model = get_peft_model(loaded.model, lora)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
-            per_device_train_batch_size=settings.refusals + settings.answers,
+            per_device_train_batch_size=settings.rows,
+            gradient_accumulation_steps=parts,
             max_steps=settings.steps,
             learning_rate=settings.learning_rate,
             lr_scheduler_type="cosine",
@@ -202,7 +266,7 @@ def train_safety_lora(
             seed=settings.seed,
             dataloader_pin_memory=False,
             remove_unused_columns=False,
-            # The batches are drawn above, refusals and answers in each.
+            # The steps are drawn above, refusals and answers in each.
             train_sampling_strategy="sequential",
         )
         trainer = SafetyTrainer(

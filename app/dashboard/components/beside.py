@@ -15,6 +15,7 @@ from analysis.select import Selection
 from analysis.store import Entry
 from app.dashboard import data
 from app.dashboard.components.chart import chart
+from app.dashboard.components.choose import choose_one
 from app.dashboard.components.selection import chosen_by, together
 from app.dashboard.components.text import plain
 from app.dashboard.tables import Table, Vector
@@ -59,17 +60,12 @@ def choose_beside(entry: Entry, table: Table, selection: Selection | None) -> Be
     labels = {NOTHING: "nothing"}
     labels |= {SCORE + name: f"this study by {NAMES.get(name, name)}" for name in table.scores}
     labels |= {name: data.study_label(other) for name, other in others.items()}
-    asked = st.query_params.get("with", NOTHING)
-    state = f"with-{entry.key}"
-    options = list(labels)
-    if st.session_state.get(state) not in (None, *options):
-        del st.session_state[state]
-    chosen = st.selectbox(
+    chosen = choose_one(
+        "with",
         "Compare with",
-        options,
-        index=options.index(asked) if asked in options else 0,
-        format_func=lambda name: labels[name],
-        key=state,
+        list(labels),
+        lambda name: labels[name],
+        key=f"with-{entry.key}",
         help="Another study of the same shape (before and after alignment, text and images), where "
         "the same rule chooses; or another score, by which as many are chosen.",
     )
@@ -80,7 +76,7 @@ def choose_beside(entry: Entry, table: Table, selection: Selection | None) -> Be
     shown = st.query_params.get("as", VIEWS[0])
     usual = shown if shown in VIEWS else VIEWS[0]
     view = st.segmented_control("As", VIEWS, default=usual, key=f"as-{entry.key}") or VIEWS[0]
-    st.query_params["with"], st.query_params["as"] = chosen, view
+    st.query_params["as"] = view
     if chosen.startswith(SCORE):
         name = chosen.removeprefix(SCORE)
         return Beside(f"by {NAMES.get(name, name)}", table, name, None, view)

@@ -10,12 +10,22 @@ from app.dashboard.data import Choice
 
 
 def choose_one(
-    name: str, label: str, options: Sequence[str], label_of: Callable[[str], str], **more: Any
+    name: str,
+    label: str,
+    options: Sequence[str],
+    label_of: Callable[[str], str],
+    usual: str | None = None,
+    key: str | None = None,
+    **more: Any,
 ) -> str:
-    """A select box over ``options`` (at least one), kept in the address under ``name``."""
-    asked = st.query_params.get(name)
+    """A select box over ``options`` (at least one), kept in the address under ``name``.
+
+    ``usual``, or the first, is chosen while the address says nothing. ``key`` is the widget's,
+    where another study's choice is another.
+    """
+    asked = st.query_params.get(name, usual)
     index = options.index(asked) if asked in options else 0
-    key = f"{name}-choice"
+    key = key or f"{name}-choice"
     # A widget's value may be set before it is drawn, not after: a form below it leaves word.
     following = st.session_state.pop(f"{name}-next", None)
     if following in options:

@@ -7,6 +7,7 @@ import numpy as np
 import streamlit as st
 
 from analysis.safety_map import Grid, Window
+from app.dashboard.components.choose import choose_one
 
 ALL = "all layers"
 BOX = re.compile(r"([0-9]{1,9})-([0-9]{1,9})\.([0-9]{1,9})-([0-9]{1,9})")
@@ -15,22 +16,16 @@ BOX = re.compile(r"([0-9]{1,9})-([0-9]{1,9})\.([0-9]{1,9})-([0-9]{1,9})")
 def choose_window(widths: list[int], key: str) -> Window:
     """The part of the model to show: all of it, a layer, or the box that was drawn."""
     layers = [str(layer) for layer, width in enumerate(widths) if width]
-    state = f"open-{key}"
-    options = [ALL, *layers]
-    asked = st.query_params.get("open", ALL)
-    if st.session_state.get(state) not in (None, *options):
-        del st.session_state[state]
-    opened = st.selectbox(
+    opened = choose_one(
+        "open",
         "Show",
-        options,
-        index=options.index(asked) if asked in options else 0,
-        format_func=lambda name: name if name == ALL else f"layer {name}, every neuron",
-        key=state,
+        [ALL, *layers],
+        lambda name: name if name == ALL else f"layer {name}, every neuron",
+        key=f"open-{key}",
         on_change=forget_box,
         help="A layer is folded into rows, so that each of its neurons has a square of its own. "
         "Or let a drag open a box.",
     )
-    st.query_params["open"] = opened
     whole = Window.whole(widths) if opened == ALL else Window.of_layer(widths, int(opened))
     match = BOX.fullmatch(st.query_params.get("box", ""))
     if match is None:

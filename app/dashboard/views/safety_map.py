@@ -165,7 +165,9 @@ def _study(entry: Entry) -> None:
     first = next((name for name in ("sas", *parts) if name in options), options[0])
     left, middle, right = st.columns(3)
     with left:
-        color = _colour(options, first)
+        color = choose_one(
+            "color", "Colour", options, lambda name: NAMES.get(name, name), first, key="color"
+        )
     with middle:
         window = choose_window(table.widths, entry.key)
         boxes = drag_opens()
@@ -183,21 +185,6 @@ def _study(entry: Entry) -> None:
         st.subheader("Scores of all neurons")
         _histograms(table, selection, parts)
     _take_away(entry, table, selection, parts, color)
-
-
-def _colour(options: list[str], usual: str) -> str:
-    asked = st.query_params.get("color", usual)
-    if st.session_state.get("color") not in (None, *options):
-        del st.session_state["color"]
-    color = st.selectbox(
-        "Colour",
-        options,
-        index=options.index(asked if asked in options else usual),
-        format_func=lambda name: NAMES.get(name, name),
-        key="color",
-    )
-    st.query_params["color"] = color
-    return str(color)
 
 
 def _histograms(table: Table, selection: Selection | None, parts: dict[str, NeuronSet]) -> None:

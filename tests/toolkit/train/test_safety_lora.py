@@ -11,7 +11,13 @@ from toolkit.examples import IGNORED, Example
 from toolkit.generate import next_token_logits, prompt_ids
 from toolkit.models.convert import merge_into
 from toolkit.models.load import LoadedModel, load_model
-from toolkit.train.safety_lora import SafetyLoraSettings, row_losses, train_safety_lora
+from toolkit.train.safety_lora import (
+    SafetyLoraSettings,
+    answer_logits,
+    row_losses,
+    split_prefix,
+    train_safety_lora,
+)
 
 HARMFUL = ["steal a car", "pick the lock of a shop", "forge a passport", "poison a lake"]
 HARMLESS = ["paint a boat", "bake a loaf of bread", "plant a tree", "write a poem"]
@@ -52,6 +58,42 @@ def test_each_row_has_the_loss_of_its_kind() -> None:
     assert divergence.tolist() == pytest.approx([alone[1][1].item()], rel=1e-5)
 
 
+def test_a_prefix_run_once_gives_the_logits_and_gradients_of_whole_rows(
+    tiny_llama: Path,
+) -> None:
+    model = load_model(str(tiny_llama)).model
+    ids = [[1, 7, 3, 9, 4, 11], [1, 7, 3, 12, 5, 6, 8, 2]]
+    rows = [{"input_ids": row, "labels": [IGNORED] * (len(row) - 2) + row[-2:]} for row in ids]
+    prefix = torch.tensor([split_prefix(rows)])
+    assert prefix.tolist() == [[1, 7, 3]]
+    assert [row["input_ids"] for row in rows] == [[9, 4, 11], [12, 5, 6, 8, 2]]
+    assert [row["labels"] for row in rows] == [[IGNORED, 4, 11], [IGNORED] * 3 + [8, 2]]
+    batch = {
+        "input_ids": torch.tensor([[0, 0, 9, 4, 11], [12, 5, 6, 8, 2]]),
+        "attention_mask": torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]),
+    }
+    weight = model.get_input_embeddings().weight
+
+    def gradient(logits: Tensor) -> Tensor:
+        model.zero_grad()
+        logits.square().sum().backward()
+        assert weight.grad is not None
+        return weight.grad.clone()
+
+    shared = answer_logits(model, prefix, batch, 2)
+    whole = torch.stack([model(torch.tensor([row])).logits[0, -3:-1] for row in ids])
+    assert torch.allclose(shared, whole, atol=1e-5)
+    assert torch.allclose(gradient(shared), gradient(whole), rtol=1e-4, atol=1e-4)
+    alone = answer_logits(model, prefix[:, :0], batch, 2)
+    assert not torch.allclose(alone, whole, atol=1e-3)
+
+
+def test_a_prefix_leaves_each_prompts_last_token() -> None:
+    rows = [{"input_ids": [5, 6, 7], "labels": [IGNORED, IGNORED, 7]} for _ in range(2)]
+    assert split_prefix(rows) == [5]
+    assert rows[0] == {"input_ids": [6, 7], "labels": [IGNORED, 7]}
+
+
 def log_probabilities(loaded: LoadedModel, texts: list[str]) -> Tensor:
     logits = next_token_logits(loaded, [prompt_ids(loaded, text) for text in texts])
     return logits.log_softmax(dim=-1)
@@ -61,7 +103,7 @@ def test_it_refuses_what_it_should_and_keeps_the_rest(tiny_llama: Path, tmp_path
     base = load_model(str(tiny_llama))
     heard: list[tuple[int, int]] = []
     settings = SafetyLoraSettings(
-        rank=8, alpha=16, first_layer=1, steps=60, refusals=4, answers=4, learning_rate=1e-2
+        rank=8, alpha=16, steps=60, refusals=4, answers=4, rows=4, learning_rate=1e-2
     )
     train_safety_lora(
         load_model(str(tiny_llama)),
@@ -81,9 +123,3 @@ def test_it_refuses_what_it_should_and_keeps_the_rest(tiny_llama: Path, tmp_path
     before, after = (log_probabilities(model, HARMLESS) for model in (base, adapted))
     divergence = (before.exp() * (before - after)).sum(dim=-1)
     assert divergence.max() < 0.5
-    # Below the first adapted layer nothing changes.
-    weights = dict(base.model.named_parameters())
-    now = dict(adapted.model.named_parameters())
-    moved = {name for name in weights if not torch.equal(now[name], weights[name])}
-    assert moved
-    assert all(".layers.0." not in name for name in moved)
