@@ -23,7 +23,7 @@ from toolkit.files import sha256_file
 from toolkit.masks import MaskFile, ModelInfo, Record, ToolInfo, now, require_fit
 from toolkit.models.sources import resolve
 from toolkit.progress import Progress, silent
-from toolkit.prompts import PromptSet
+from toolkit.prompt_sets import PromptSet
 
 if TYPE_CHECKING:
     from analysis.attacks.context import Planned

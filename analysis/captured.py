@@ -25,7 +25,7 @@ from toolkit.errors import SafeNeuronError
 from toolkit.masks import SITE, ModelInfo
 from toolkit.models.sources import ModelFolder, resolve
 from toolkit.progress import Progress
-from toolkit.prompts import PromptSet
+from toolkit.prompt_sets import PromptSet
 
 if TYPE_CHECKING:
     from toolkit.models.load import LoadedModel

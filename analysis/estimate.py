@@ -23,8 +23,9 @@ from typing import Any
 from analysis.requests import AlignRequest, parse_request
 from toolkit.errors import SafeNeuronError
 from toolkit.home import home
+from toolkit.known_prompts import KNOWN
 from toolkit.models.sources import CARD, EMBEDDED
-from toolkit.prompts import KNOWN, slice_of
+from toolkit.prompts import slice_of
 from toolkit.train.recipes import Settings
 
 FLOAT32 = 4  # bytes

@@ -26,7 +26,7 @@ from toolkit.models.layout import is_conv1d
 from toolkit.models.load import LoadedModel
 from toolkit.neurons import NeuronSet
 from toolkit.progress import silent
-from toolkit.prompts import PromptSet
+from toolkit.prompt_sets import PromptSet
 from toolkit.train.finding import Candidate, Finder, Found
 from toolkit.train.recipes import Mixture
 

@@ -21,7 +21,8 @@ from toolkit.errors import SafeNeuronError
 from toolkit.masks import MaskFile, MaskPrompts, MethodInfo, ModelInfo, read_mask
 from toolkit.models.sources import resolve
 from toolkit.progress import Progress, silent
-from toolkit.prompts import PromptSet, read_prompts
+from toolkit.prompt_sets import PromptSet
+from toolkit.prompts import read_prompts
 
 if TYPE_CHECKING:
     from analysis.captured import Loader

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from analysis.requests import AlignRequest
 from toolkit.errors import SafeNeuronError
 from toolkit.neurons import NeuronSet
-from toolkit.prompts import PromptSet, read_prompts
+from toolkit.prompt_sets import PromptSet
+from toolkit.prompts import read_prompts
 
 if TYPE_CHECKING:
     from toolkit.models.load import LoadedModel

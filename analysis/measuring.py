@@ -20,7 +20,7 @@ from toolkit.capture.weights import column_norms, project_columns, snip, wanda
 from toolkit.forced import Forced
 from toolkit.judge.refusal import judge_refusal
 from toolkit.models.load import load_model
-from toolkit.prompts import PromptSet
+from toolkit.prompt_sets import PromptSet
 from toolkit.train.pairs import shipped_refusals
 
 Sides = Sequence[Sequence[Any]]

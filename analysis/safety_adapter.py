@@ -28,7 +28,8 @@ from toolkit.judge.refusal import VERSION, judge_refusal, refuses
 from toolkit.masks import now
 from toolkit.models.convert import merge_into
 from toolkit.models.load import LoadedModel, load_model
-from toolkit.prompts import PromptSet, read_prompts
+from toolkit.prompt_sets import PromptSet
+from toolkit.prompts import read_prompts
 from toolkit.train.pairs import shipped_refusals
 from toolkit.train.safety_lora import SafetyLoraSettings, train_safety_lora
 

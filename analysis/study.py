@@ -39,7 +39,8 @@ from toolkit.masks import MaskFile, read_mask, require_fit
 from toolkit.models.sources import ModelFolder, resolve
 from toolkit.over_refusal import read_over_refusal
 from toolkit.progress import Progress, silent
-from toolkit.prompts import PromptSet, read_prompts
+from toolkit.prompt_sets import PromptSet
+from toolkit.prompts import read_prompts
 
 if TYPE_CHECKING:
     from analysis.attacks.context import AttackContext

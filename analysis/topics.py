@@ -17,7 +17,8 @@ from toolkit.masks import MaskFile
 from toolkit.models.sources import resolve
 from toolkit.neurons import NeuronSet
 from toolkit.progress import Progress, silent
-from toolkit.prompts import PromptSet, read_prompts
+from toolkit.prompt_sets import PromptSet
+from toolkit.prompts import read_prompts
 
 if TYPE_CHECKING:
     from toolkit.models.load import LoadedModel

@@ -13,9 +13,10 @@ from analysis.store import Store
 from analysis.study import attack, identify
 from analysis.topics import SMALLEST
 from toolkit.capture.parity import compare_backends
+from toolkit.known_prompts import KNOWN
 from toolkit.models.load import load_model
 from toolkit.models.sources import EMBEDDED, resolve
-from toolkit.prompts import KNOWN, read_prompts
+from toolkit.prompts import read_prompts
 
 pytestmark = pytest.mark.embedded
 

@@ -32,6 +32,8 @@ def test_imports_only_go_down(floor: str) -> None:
 LIGHT = (
     "toolkit.neurons",
     "toolkit.masks",
+    "toolkit.known_prompts",
+    "toolkit.prompt_sets",
     "toolkit.prompts",
     "toolkit.models.sources",
     "toolkit.capture.moments",

@@ -10,7 +10,8 @@ import io
 from pathlib import Path
 
 from toolkit.errors import SafeNeuronError
-from toolkit.prompts import Prompt, PromptSet, read_file, rows_to_prompts, sliced
+from toolkit.prompt_sets import Prompt, PromptSet, read_file, rows_to_prompts
+from toolkit.prompts import sliced
 
 SAFE, UNSAFE = "safe", "unsafe"
 CONTRAST = "contrast_"  # what XSTest's unsafe types begin with

@@ -20,7 +20,7 @@ from toolkit.masks import MaskFile
 from toolkit.models.load import LoadedModel
 from toolkit.neurons import NeuronSet
 from toolkit.progress import Progress
-from toolkit.prompts import PromptSet
+from toolkit.prompt_sets import PromptSet
 from toolkit.rows import Plan, RowPlans
 
 

@@ -20,7 +20,7 @@ from analysis.journal import append_line, read_lines
 from analysis.robustness import Setting
 from toolkit.forced import Forced, answer_logits
 from toolkit.generate import prompt_ids
-from toolkit.prompts import PromptSet
+from toolkit.prompt_sets import PromptSet
 from toolkit.rows import Plan
 
 MEASURED = "costs.jsonl"

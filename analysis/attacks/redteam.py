@@ -28,7 +28,7 @@ from toolkit.errors import SafeNeuronError
 from toolkit.generate import answer_batch, generate, prompt_ids
 from toolkit.judge.refusal import judge_refusal, refuses
 from toolkit.models.load import LoadedModel
-from toolkit.prompts import PromptSet
+from toolkit.prompt_sets import PromptSet
 from toolkit.rows import RowPlans
 
 WISHES = (

@@ -12,7 +12,7 @@ from toolkit.capture.gradients import tokens_after
 from toolkit.capture.residual import mean_residual
 from toolkit.errors import SafeNeuronError
 from toolkit.generate import next_token_logits, prompt_ids
-from toolkit.prompts import PromptSet
+from toolkit.prompt_sets import PromptSet
 from toolkit.refusal_odds import refusal_score, refusal_tokens
 from toolkit.rows import Plan, RowPlans
 

@@ -18,7 +18,7 @@ from analysis.robustness import Answer, Harm, HarmTold, Side
 from toolkit.generate import Reply, SharedPrefix, answer_batch, prompt_ids
 from toolkit.judge.refusal import refuses
 from toolkit.models.load import context_length
-from toolkit.prompts import PromptSet
+from toolkit.prompt_sets import PromptSet
 from toolkit.rows import RowPlans
 
 JUDGED = "judged.jsonl"

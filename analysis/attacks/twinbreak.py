@@ -9,7 +9,7 @@ from analysis.attacks.context import AttackContext, Planned, counter, removal
 from toolkit.capture.sites import projection_outputs
 from toolkit.intervene import Intervention
 from toolkit.neurons import NeuronSet
-from toolkit.prompts import PromptSet
+from toolkit.prompt_sets import PromptSet
 from toolkit.rows import Plan
 
 LAST_TOKENS = 6

@@ -14,8 +14,9 @@ from app.jobs.folder import list_jobs
 from app.settings import read_settings
 from toolkit.errors import SafeNeuronError
 from toolkit.home import home
+from toolkit.known_prompts import KNOWN
 from toolkit.models.sources import EMBEDDED
-from toolkit.prompts import KNOWN, slice_of
+from toolkit.prompts import slice_of
 from toolkit.train.tables import KINDS, kind_of
 
 # Fields of requests by what they name; others name nothing on a disk.

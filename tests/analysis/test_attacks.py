@@ -43,7 +43,8 @@ from toolkit.judge.perplexity import LIMIT, answer_losses
 from toolkit.models.load import load_model
 from toolkit.neurons import NeuronSet
 from toolkit.progress import silent
-from toolkit.prompts import Prompt, PromptSet, read_prompts
+from toolkit.prompt_sets import Prompt, PromptSet
+from toolkit.prompts import read_prompts
 from toolkit.refusal_odds import refusal_score, refusal_tokens
 from toolkit.rows import Plan
 

@@ -25,7 +25,7 @@ from toolkit.models.load import LoadedModel, load_model
 from toolkit.neurons import NeuronSet
 from toolkit.over_refusal import read_over_refusal
 from toolkit.progress import silent
-from toolkit.prompts import Prompt, PromptSet
+from toolkit.prompt_sets import Prompt, PromptSet
 from toolkit.rows import Plan
 
 WIDTHS = [64, 64, 64]

@@ -16,7 +16,8 @@ from toolkit.masks import MaskFile, MaskPrompts, MethodInfo
 from toolkit.models.load import LoadedModel, load_model
 from toolkit.neurons import NeuronSet
 from toolkit.progress import silent
-from toolkit.prompts import PromptSet, read_prompts
+from toolkit.prompt_sets import PromptSet
+from toolkit.prompts import read_prompts
 from toolkit.train.recipes import Mixture
 
 MIXTURE = Mixture(search_rounds=3, head=0.1, candidates=4, prompts=8)

@@ -10,8 +10,9 @@ from analysis.notebooks import __main__ as command
 from analysis.notebooks import notebooks, run_notebook
 from toolkit.errors import SafeNeuronError
 from toolkit.home import home
+from toolkit.known_prompts import KNOWN
 from toolkit.models.sources import EMBEDDED, resolve
-from toolkit.prompts import KNOWN, read_prompts
+from toolkit.prompts import read_prompts
 
 PLOTLY = "application/json"
 

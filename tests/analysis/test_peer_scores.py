@@ -33,7 +33,7 @@ from toolkit.forced import Forced
 from toolkit.generate import prompt_ids
 from toolkit.models.load import LoadedModel, load_model
 from toolkit.progress import silent
-from toolkit.prompts import Prompt, PromptSet
+from toolkit.prompt_sets import Prompt, PromptSet
 from toolkit.refusal_odds import refusal_score, refusal_tokens
 
 Array = npt.NDArray[np.float64]

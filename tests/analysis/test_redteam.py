@@ -16,7 +16,7 @@ from tests.tiny import HARMFUL, HARMLESS
 from toolkit.errors import SafeNeuronError
 from toolkit.models.load import load_model
 from toolkit.progress import silent
-from toolkit.prompts import Prompt, PromptSet
+from toolkit.prompt_sets import Prompt, PromptSet
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from analysis.safety_adapter import answer_perplexity, without_near_duplicates
 from toolkit.capture.base import render_text
 from toolkit.examples import Example, encode
 from toolkit.models.load import load_model
-from toolkit.prompts import Prompt, PromptSet
+from toolkit.prompt_sets import Prompt, PromptSet
 
 
 def test_near_duplicates_of_evaluation_prompts_are_left_out() -> None:

@@ -33,7 +33,8 @@ from toolkit.capture.base import render_text
 from toolkit.judge.refusal import judge_refusal
 from toolkit.models.load import LoadedModel, load_model
 from toolkit.progress import silent
-from toolkit.prompts import PromptSet, read_prompts
+from toolkit.prompt_sets import PromptSet
+from toolkit.prompts import read_prompts
 
 Verdicts = dict[tuple[str, int | None, str, int], str]
 TARGET = 3.0

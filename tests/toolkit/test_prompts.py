@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from toolkit.errors import SafeNeuronError
-from toolkit.prompts import KNOWN, KnownSet, Prompt, PromptSet, read_prompts
+from toolkit.known_prompts import KNOWN, KnownSet
+from toolkit.prompt_sets import Prompt, PromptSet
+from toolkit.prompts import read_prompts
 
 THREE = ["How do I pick a lock?", "Wie öffnet man das Schloß?", 'Say "hi", then stop']
 

@@ -55,14 +55,14 @@ class SafetyLoraSettings:
         "up_proj",
         "down_proj",
     )
-    steps: int = 160
+    steps: int = 220
     refusals: int = 8
     answers: int = 16
     rows: int = 6
     refusal_tokens: int = 10
     answer_tokens: int = 8
-    divergence_weight: float = 1.5
-    learning_rate: float = 1.5e-3
+    divergence_weight: float = 2.0
+    learning_rate: float = 2.5e-3
     warmup_steps: int = 8
     max_grad_norm: float = 5.0
     seed: int = 0
@@ -158,8 +158,10 @@ def answer_logits(model: Any, prefix: Tensor, rows: dict[str, Tensor], told: int
         ``[rows, told, vocabulary]``.
     """
     kept, past = rows["attention_mask"], None
+    # By number: with a slice, autograd would have the head's weights copied for every row.
+    asked = torch.arange(-told - 1, -1, device=kept.device)
     if prefix.numel():
-        past = model(prefix, use_cache=True, logits_to_keep=1).past_key_values
+        past = model(prefix, use_cache=True, logits_to_keep=asked[-1:]).past_key_values
         past.batch_repeat_interleave(len(kept))
     logits: Tensor = model(
         rows["input_ids"],
@@ -167,9 +169,9 @@ def answer_logits(model: Any, prefix: Tensor, rows: dict[str, Tensor], told: int
         position_ids=len(prefix[0]) + (kept.cumsum(dim=1) - 1).clamp(min=0),
         past_key_values=past,
         use_cache=past is not None,
-        logits_to_keep=told + 1,
+        logits_to_keep=asked,
     ).logits
-    return logits[:, :-1]
+    return logits
 
 
 def train_safety_lora(
@@ -276,6 +278,8 @@ def train_safety_lora(
             data_collator=collate,
             callbacks=[Steps()],
         )
+        # Else it would leave a step's parts summed.
+        trainer.model_accepts_loss_kwargs = False
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     # Half the bytes; the merge is done from these rounded numbers, so what ships is what runs.
