@@ -140,10 +140,10 @@ def _select_and_save(
     parts = select_parts(table, model.neurons_per_layer, selection)
     neurons = reduce(or_, parts.values())
     if not len(neurons):
-        raise SafeNeuronError(
-            f"no neuron passes {selection.method} with {selection.parameters()}; lower the "
-            "thresholds, or choose a share with --top 0.01"
-        )
+        asked = ", ".join(f"{name} {value}" for name, value in selection.parameters().items())
+        less = "lower the thresholds, or choose a share with --top 0.01"
+        remedy = "choose a larger share" if selection.by_share else less
+        raise SafeNeuronError(f"no neuron passes {selection.method} with {asked}; {remedy}")
     parameters: dict[str, JsonValue] = selection.parameters() | {
         "position": request.position,
         "backend": request.backend,

@@ -71,7 +71,7 @@ class Selection:
         if self.top is not None and (self.top_es is not None or self.top_sas is not None):
             raise SafeNeuronError("give --top alone, or --top-es and --top-sas")
         if self.fdr is not None:
-            if self._by_share:
+            if self.by_share:
                 raise SafeNeuronError("give --fdr or a share, not both")
             for leaf in leaves(self.expression):
                 if find_score(leaf.score).p_value is None or leaf.side == "contrast":
@@ -79,7 +79,7 @@ class Selection:
                         f"{leaf.name} has no p-value for --fdr; t and auc have one (t ranks as es "
                         "does)"
                     )
-        elif not self._by_share:
+        elif not self.by_share:
             if self.per_layer:
                 raise SafeNeuronError("a threshold knows no layers: give --per-layer with --top")
             for leaf in leaves(self.expression):
@@ -139,7 +139,8 @@ class Selection:
         return leaves(self.expression)
 
     @property
-    def _by_share(self) -> bool:
+    def by_share(self) -> bool:
+        """Whether a share was asked for; else thresholds choose, or a rate."""
         return bool(self.share) or any(
             share is not None for share in (self.top, self.top_es, self.top_sas)
         )
@@ -172,7 +173,7 @@ class Selection:
         given: dict[str, JsonValue] = {}
         if self.fdr is not None:
             given["fdr"] = self.fdr
-        elif self._by_share:
+        elif self.by_share:
             shares = {"top": self.top, "top_es": self.top_es, "top_sas": self.top_sas}
             shares |= {f"top_{name}": share for name, share in self.share.items()}
             given |= {name: share for name, share in shares.items() if share is not None}

@@ -221,7 +221,7 @@ def test_activations_that_are_not_finite(asked: IdentifyRequest, tmp_path: Path)
         ({"method": "es@contrast"}, "give them with --utility"),
         ({"also": ["es+sas"]}, "--also es\\+sas: name scores, separated by commas"),
         ({"also": ["magic"]}, "no score 'magic'"),
-        ({"method": "es", "top": 0.001}, "no neuron passes es"),
+        ({"method": "es", "top": 0.001}, "passes es with top 0.001; choose a larger share"),
         ({"method": "es-es"}, "no neuron passes es-es"),
     ],
 )

@@ -11,12 +11,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserType, Page, sync_playwright
 
+from analysis.store import Entry, Store
 from tests.tiny import HARMFUL, HARMLESS
 
 # Map points are WebGL: without a graphics card chromium must be told to draw them itself.
@@ -32,9 +34,12 @@ class Dashboard:
 
     url: str
     home: Path
-    model: Path
-    prompts: dict[str, Path]
-    scores: Path
+    model: str
+    prompts: dict[str, str]
+
+    def study(self) -> Entry:
+        """The newest study."""
+        return next(iter(Store(self.home / "store").entries("identify")))
 
     def runs(self, verb: str) -> list[Path]:
         """The job folders of a verb, oldest first."""
@@ -56,28 +61,12 @@ def healthy(url: str) -> bool:
         return False
 
 
-@pytest.fixture(scope="module")
-def dashboard(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
-    """`safeneuron serve` with its worker, over a home that holds one study."""
-    folder = tmp_path_factory.mktemp("served")
-    home = folder / "home"
-    prompts = {side: folder / f"{side}.json" for side in ("harmful", "harmless")}
-    prompts["harmful"].write_text(json.dumps(HARMFUL), "utf-8")
-    prompts["harmless"].write_text(json.dumps(HARMLESS), "utf-8")
-
-    from analysis.requests import IdentifyRequest
-    from analysis.store import Store
-    from analysis.study import identify
-
-    names = {side: str(path) for side, path in prompts.items()}
-    request = IdentifyRequest(model=str(tiny_llama), top=0.1, **names)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SAFENEURON_HOME", str(home))
-        found = identify(request, store=Store(home / "store"))
-
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """`safeneuron serve` with its worker over ``folder``/home; its address."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    environment = os.environ | {"SAFENEURON_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"SAFENEURON_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
     # The prompts lie beside the store, where pages may not read unless they are told.
     environment["SAFENEURON_FOLDERS"] = str(folder)
     command = [sys.executable, "-c", SERVE, "serve", "--port", str(port)]
@@ -89,7 +78,7 @@ def dashboard(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
             assert process.poll() is None, (folder / "serve.log").read_text("utf-8")
             assert time.monotonic() < end, "the dashboard did not become healthy"
             time.sleep(0.3)
-        yield Dashboard(url, home, tiny_llama, prompts, found.entry.file("scores.parquet"))
+        yield url
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -102,13 +91,42 @@ def dashboard(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     assert not healthy(url), "serve left its page server behind"
 
 
+def save_prompts(folder: Path) -> dict[str, str]:
+    """Few prompts of each side as files in a folder."""
+    sides = {"harmful": HARMFUL, "harmless": HARMLESS}
+    for side, texts in sides.items():
+        (folder / f"{side}.json").write_text(json.dumps(texts), "utf-8")
+    return {side: str(folder / f"{side}.json") for side in sides}
+
+
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
+def dashboard(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dashboard]:
+    """A dashboard over a home that holds one study of a tiny model."""
+    from analysis.requests import IdentifyRequest
+    from analysis.study import identify
+
+    folder = tmp_path_factory.mktemp("served")
+    home, prompts = folder / "home", save_prompts(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAFENEURON_HOME", str(home))
+        asked = IdentifyRequest(model=str(tiny_llama), top=0.1, **prompts)
+        identify(asked, store=Store(home / "store"))
+    with served(folder) as url:
+        yield Dashboard(url, home, str(tiny_llama), prompts)
+
+
+def launch(kind: BrowserType) -> Browser:
     """The system's chromium, headless."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
     assert path, "no chromium: apt-get install chromium, or leave these out with -m 'not browser'"
+    return kind.launch(executable_path=path, args=FLAGS)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A browser for the tests of a file."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        browser = launch(playwright.chromium)
         yield browser
         browser.close()
 

@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -40,8 +41,9 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
 def test_a_click_on_the_map_shows_the_neuron(page: Page, dashboard: Dashboard) -> None:
     page.goto(f"{dashboard.url}/map")
     page.wait_for_selector(MAP)
-    scores = pd.read_parquet(dashboard.scores)
-    mask = read_mask(dashboard.scores.with_name("mask.json")).neuron_set()
+    study = dashboard.study()
+    scores = pd.read_parquet(study.file("scores.parquet"))
+    mask = read_mask(study.file("mask.json")).neuron_set()
     drawn = page.evaluate(f"document.querySelector('{MAP}')._fullData.map(t => (t.x || []).length)")
     assert drawn[POINTS] == len(scores)
     first = page.get_by_text(re.compile(r"^Layer \d+, neuron \d+$")).inner_text()
@@ -105,8 +107,8 @@ def test_a_neuron_is_measured_from_its_page(page: Page, dashboard: Dashboard) ->
     expect(page.get_by_text("<|im_start|>").first).to_be_visible()
 
 
-def start_alignment(page: Page, dashboard: Dashboard, steps: int) -> Job:
-    page.goto(f"{dashboard.url}/align")
+def start_alignment(page: Page, dashboard: Dashboard, steps: int, query: str = "") -> Job:
+    page.goto(f"{dashboard.url}/align{query}")
     button = page.get_by_role("button", name="Align", exact=True)
     # What lies in a closed expander is not there before it is opened.
     form = page.locator("details").filter(has=page.get_by_text("Start an alignment", exact=True))
@@ -153,26 +155,29 @@ def test_align_shows_curves_and_survives_a_refresh(page: Page, dashboard: Dashbo
     assert drawn == pytest.approx(losses)
 
 
-def test_before_and_after_are_compared(page: Page, dashboard: Dashboard) -> None:
-    [folder] = dashboard.runs("align")
+def compare_before_and_after(page: Page, dashboard: Dashboard, folder: Path) -> None:
+    """Attack both models of an alignment from its page, and wait for the figures."""
     page.goto(f"{dashboard.url}/align?run={folder.name}")
     page.get_by_text("Options of the attack", exact=True).click()
     for label, side in (("Harmful prompts", "harmful"), ("Harmless prompts", "harmless")):
-        page.get_by_label(label, exact=True).fill(str(dashboard.prompts[side]))
+        page.get_by_label(label, exact=True).fill(dashboard.prompts[side])
         page.get_by_label(label, exact=True).press("Tab")
     page.get_by_label("Answer tokens", exact=True).first.fill("4")
     page.get_by_label("Answer tokens", exact=True).first.press("Tab")
+    before = set(dashboard.runs("attack"))
     page.get_by_role("button", name="Compare before/after").click()
-    wait_for(lambda: len(dashboard.runs("attack")) == 2)
-    jobs = [read_folder(path) for path in dashboard.runs("attack")]
-    assert {job.request["model"] for job in jobs} == {
-        str(dashboard.model),
-        str(folder),
-    }
+    wait_for(lambda: len(dashboard.runs("attack")) == len(before) + 2)
+    jobs = [read_folder(path) for path in set(dashboard.runs("attack")) - before]
+    assert {job.request["model"] for job in jobs} == {dashboard.model, str(folder)}
     wait_for(lambda: all(state_of(job).state == "done" for job in jobs), 240)
     expect(page.get_by_text(re.compile("^before.? Removing"))).to_be_visible()
     names = "Array.from(document.querySelectorAll('.js-plotly-plot')).at(-1)"
     page.wait_for_function(f"{names}._fullData.some(t => t.name === 'after')")
+
+
+def test_before_and_after_are_compared(page: Page, dashboard: Dashboard) -> None:
+    [folder] = dashboard.runs("align")
+    compare_before_and_after(page, dashboard, folder)
 
 
 def test_cancel_stops_a_long_alignment(page: Page, dashboard: Dashboard) -> None:
