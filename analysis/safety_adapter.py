@@ -34,6 +34,13 @@ from toolkit.train.pairs import shipped_refusals
 from toolkit.train.safety_lora import SafetyLoraSettings, train_safety_lora
 
 BASE = "smollm2-135m-instruct"
+STAGES = (
+    SafetyLoraSettings(),
+    # What was learnt is held to the model before along more of its answers.
+    SafetyLoraSettings(
+        steps=80, answer_tokens=16, divergence_weight=3.0, learning_rate=1e-3, seed=1
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -148,31 +155,36 @@ def measure(model: LoadedModel, data: AdapterData) -> dict[str, Any]:
 
 
 def make_adapter(
-    output: Path, settings: SafetyLoraSettings, data: AdapterData, log: Callable[[str], None]
+    output: Path,
+    stages: Sequence[SafetyLoraSettings],
+    data: AdapterData,
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Train the adapter, measure it and write both to ``output``.
+    """Train the adapter stage by stage, measure it and write both to ``output``.
 
     Returns:
         What ``record.json`` holds.
     """
     started = time.monotonic()
     half = load_model(BASE, dtype=torch.bfloat16)
-    refusals, answers, used = build_examples(half, data, settings.seed)
+    refusals, answers, used = build_examples(half, data, stages[0].seed)
     log(f"examples: {used['examples']}")
 
     def step(number: int, total: int, loss: float) -> None:
         log(f"step {number} of {total}: loss {loss:.3f}, {time.monotonic() - started:.0f} s")
 
-    # In half precision: only the adapter's own weights are trained, and they are not.
-    learner = load_model(BASE, dtype=torch.bfloat16)
-    train_safety_lora(learner, refusals, answers, settings, output, step)
+    for settings in stages:
+        # In half precision: only the adapter's own weights are trained, and they are not.
+        learner = load_model(BASE, dtype=torch.bfloat16)
+        start = None if settings is stages[0] else output
+        train_safety_lora(learner, refusals, answers, settings, output, step, start)
     trained = time.monotonic() - started
     _name_its_base(output)
     figures = _figures(output, data, half)
     record = {
         "base": BASE,
         "data": asdict(data) | used,
-        "settings": asdict(settings),
+        "stages": [asdict(settings) for settings in stages],
         "figures": figures,
         "seconds": {"training": round(trained), "all": round(time.monotonic() - started)},
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
@@ -225,7 +237,7 @@ def main() -> None:
     def log(line: str) -> None:
         sys.stderr.write(line + "\n")
 
-    record = make_adapter(output, SafetyLoraSettings(), AdapterData(), log)
+    record = make_adapter(output, STAGES, AdapterData(), log)
     sys.stdout.write(json.dumps(record["figures"], indent=1) + "\n")
 
 

@@ -181,6 +181,7 @@ def train_safety_lora(
     settings: SafetyLoraSettings,
     adapter: Path,
     on_step: Callable[[int, int, float], None] | None = None,
+    start: Path | None = None,
 ) -> None:
     """Train the adapter and write it to a folder, in bfloat16.
 
@@ -194,10 +195,11 @@ def train_safety_lora(
         adapter: the folder to write ``adapter_config.json`` and
             ``adapter_model.safetensors`` to.
         on_step: hears of each optimiser step: its number, of how many, and the loss.
+        start: an adapter of the same shape to go on from.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from datasets import Dataset
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     tokenizer: Any = loaded.tokenizer
@@ -247,7 +249,11 @@ def train_safety_lora(
     rows = _batches(tokenizer, refusals, answers, settings)
     prefix = torch.tensor([split_prefix(rows)], device=loaded.device)
     torch.manual_seed(settings.seed)
-    model = get_peft_model(loaded.model, lora)
+    model: Any = (
+        get_peft_model(loaded.model, lora)
+        if start is None
+        else PeftModel.from_pretrained(loaded.model, str(start), is_trainable=True)
+    )
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
