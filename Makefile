@@ -1,5 +1,6 @@
 # make demo   the whole method on the embedded model, a report, and the dashboard
 # make test   lint, types and every test
+# make long   the tests that make test leaves out: the whole story in a browser, embedded model
 # make bench  the benchmarks; their JSON goes to build/
 # make replicate   the comparison of alignment methods, hours; REPLICATE_FLAGS=--quick for a look
 
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PORT ?= 8501
 
-.PHONY: demo serve test lint types unit bench replicate clean
+.PHONY: demo serve test lint types unit long bench replicate clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +36,9 @@ types: $(STAMP)
 
 unit: $(STAMP)
 	$(BIN)/python -m pytest
+
+long: $(STAMP)
+	$(BIN)/python -m pytest -m long
 
 bench: $(STAMP)
 	mkdir -p build
