@@ -103,7 +103,8 @@ def test_a_neuron_is_measured_from_its_page(page: Page, dashboard: Dashboard) ->
     expect(page.get_by_role("heading", name="Neuron", exact=True)).to_be_visible()
     page.get_by_role("button", name="Compute this page").click()
     wait_for(lambda: len(dashboard.runs("neuron")) == 1)
-    expect(page.get_by_text("What it fires on")).to_be_visible(timeout=240_000)
+    heading = page.get_by_role("heading", name="What it fires on")
+    expect(heading).to_be_visible(timeout=240_000)
     expect(page.get_by_text("<|im_start|>").first).to_be_visible()
 
 

@@ -114,7 +114,7 @@ def look_at_it(page: Page, dashboard: Dashboard, place: tuple[int, int]) -> bool
     expect(page.get_by_role("heading", name="Neuron", exact=True)).to_be_visible()
     job = started(page, dashboard, "neuron", "Compute this page")
     assert (job.request["layer"], job.request["neuron"]) == place
-    expect(page.get_by_text("What it fires on")).to_be_visible()
+    expect(page.get_by_role("heading", name="What it fires on")).to_be_visible()
     expect(page.get_by_text("Promoted tokens")).to_be_visible()
     button = page.get_by_role("button", name=re.compile("working mask"))
     joins = "Add" in button.inner_text()
@@ -155,7 +155,7 @@ def attack_it(page: Page, dashboard: Dashboard) -> None:
 
 
 def take_it_along(page: Page, dashboard: Dashboard, place: tuple[int, int], joined: bool) -> None:
-    """The working mask as a file: the study's, and the neuron that joined or left it."""
+    """The working mask as a file, with the neuron that joined it or without the one that left."""
     page.goto(f"{dashboard.url}/masks")
     # The newest is shown at first.
     page.wait_for_url(re.compile("masks=w"))
