@@ -61,7 +61,7 @@ def test_each_row_has_the_loss_of_its_kind() -> None:
 def test_a_prefix_run_once_gives_the_logits_and_gradients_of_whole_rows(
     tiny_llama: Path,
 ) -> None:
-    model = load_model(str(tiny_llama)).model
+    model = load_model(str(tiny_llama)).model.double()
     ids = [[1, 7, 3, 9, 4, 11], [1, 7, 3, 12, 5, 6, 8, 2]]
     rows = [{"input_ids": row, "labels": [IGNORED] * (len(row) - 2) + row[-2:]} for row in ids]
     prefix = torch.tensor([split_prefix(rows)])
@@ -82,8 +82,10 @@ def test_a_prefix_run_once_gives_the_logits_and_gradients_of_whole_rows(
 
     shared = answer_logits(model, prefix, batch, 2)
     whole = torch.stack([model(torch.tensor([row])).logits[0, -3:-1] for row in ids])
-    assert torch.allclose(shared, whole, atol=1e-5)
-    assert torch.allclose(gradient(shared), gradient(whole), rtol=1e-4, atol=1e-4)
+    # The model's norms and rotations are in single precision all the same.
+    assert torch.allclose(shared, whole, rtol=1e-5, atol=1e-6)
+    # Entries go up to about 100.
+    assert torch.allclose(gradient(shared), gradient(whole), rtol=1e-4, atol=1e-3)
     alone = answer_logits(model, prefix[:, :0], batch, 2)
     assert not torch.allclose(alone, whole, atol=1e-3)
 
