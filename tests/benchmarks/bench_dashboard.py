@@ -169,7 +169,11 @@ def payloads(entry: Entry) -> dict[str, int]:
 
 
 def sessions(key: str, count: int, moves: int) -> list[float]:
-    """Seconds of every answer while ``count`` sessions move a threshold at once."""
+    """Seconds of every answer while ``count`` sessions move a threshold at once.
+
+    A session may end early: the testing library, not the page, is not made for threads. Its
+    answers are then fewer than were asked for, and the figure is not reached.
+    """
     tests = [opened("safety_map").run() for _ in range(count)]
     found: list[float] = []
     lock = threading.Lock()
@@ -233,11 +237,12 @@ def main() -> None:
         answers = sessions(entry.key, arguments.sessions, arguments.moves)
         held = memory(entry.key, arguments.interactions)
     p95 = float(np.quantile(answers, 0.95))
+    asked = arguments.sessions * arguments.moves
     reached = {
         "first_draw": max(first.values()) < LIMITS["first_draw_s"],
         "threshold": max(moved.values()) < LIMITS["threshold_s"],
         "payload": max(sizes["all"], sizes["layer"]) < LIMITS["payload_bytes"],
-        "sessions": p95 < LIMITS["sessions_p95_s"],
+        "sessions": p95 < LIMITS["sessions_p95_s"] and len(answers) == asked,
         "memory": held["growth"] < LIMITS["memory_growth"],
     }
     result: dict[str, Any] = {
@@ -248,7 +253,12 @@ def main() -> None:
         "payload_ratio": sizes["all"] / sizes["baseline"],
         "copy_of_the_table_s": copied,
         "copy_to_threshold_ratio": copied / moved["threshold"],
-        "sessions": {"at_once": arguments.sessions, "answers": len(answers), "p95_s": p95},
+        "sessions": {
+            "at_once": arguments.sessions,
+            "asked": asked,
+            "answers": len(answers),
+            "p95_s": p95,
+        },
         "memory": held | {"interactions": arguments.interactions},
         "limits": LIMITS,
         "reached": reached,
