@@ -103,6 +103,14 @@ def test_any_score_of_the_table_chooses_and_colours() -> None:
     assert len(best) == 5
 
 
+def test_a_colour_that_the_address_makes_up_is_the_usual_one() -> None:
+    study, _ = fill()
+    usual = opened("safety_map", study=study.key).selectbox(key="color").value
+    assert usual == "sas"
+    test = opened("safety_map", study=study.key, color="plaid")
+    assert test.selectbox(key="color").value == usual
+
+
 def test_the_study_s_own_mask_is_one_way_to_choose() -> None:
     study, _ = fill()
     test = opened("safety_map", study=study.key, by="study")

@@ -20,11 +20,11 @@ def choose_one(
 ) -> str:
     """A select box over ``options`` (at least one), kept in the address under ``name``.
 
-    ``usual``, or the first, is chosen while the address says nothing. ``key`` is the widget's,
-    where another study's choice is another.
+    ``usual``, or the first, is chosen while the address names none of them. ``key`` is the
+    widget's, where another study's choice is another.
     """
-    asked = st.query_params.get(name, usual)
-    index = options.index(asked) if asked in options else 0
+    first = (st.query_params.get(name), usual, options[0])
+    index = options.index(next(value for value in first if value in options))
     key = key or f"{name}-choice"
     # A widget's value may be set before it is drawn, not after: a form below it leaves word.
     following = st.session_state.pop(f"{name}-next", None)

@@ -14,7 +14,7 @@ from analysis.chat import (
 from analysis.requests import parse_request
 from app.dashboard import data, lab
 from app.dashboard.components.answers import answer_box, prose, verdict_badge
-from app.dashboard.components.choose import number
+from app.dashboard.components.choose import choose_one, number
 from app.dashboard.components.gate import admit
 from app.dashboard.components.job import BADGES
 from app.dashboard.components.text import failure, heading, nothing_yet
@@ -65,19 +65,16 @@ def _removal(model: str, place: DeltaGenerator) -> Removal:
     choices, studies = lab.removal_choices(model)
     labels = {choice.value: choice.label for choice in choices}
     options = list(labels)
-    asked = st.query_params.get("what")
-    if st.session_state.get("lab-what") not in (None, *options):
-        del st.session_state["lab-what"]
-    what = place.selectbox(
-        "Neurons",
-        options,
-        index=options.index(asked) if asked in options else 0,
-        format_func=lambda value: labels[value],
-        key="lab-what",
-        help="A study ranks all neurons by a score, and the slider says how many go. A mask goes "
-        "whole.",
-    )
-    st.query_params["what"] = what
+    with place:
+        what = choose_one(
+            "what",
+            "Neurons",
+            options,
+            lambda value: labels[value],
+            key="lab-what",
+            help="A study ranks all neurons by a score, and the slider says how many go. A mask "
+            "goes whole.",
+        )
     values: dict[str, object] = {"seed": int(st.session_state.setdefault("lab-seed", _seed()))}
     if lab.is_path(what):
         values["mask"] = what
@@ -99,19 +96,18 @@ def _seed() -> int:
 def _rank(scores: list[str]) -> dict[str, object]:
     """The score that ranks, and the share that goes."""
     left, right = st.columns([1, 3])
-    if st.session_state.get("lab-score") not in (None, *scores):
-        del st.session_state["lab-score"]
-    asked = st.query_params.get("score")
-    usual = "sas" if "sas" in scores else scores[0]
-    score = left.selectbox(
-        "Ranked by",
-        scores,
-        index=scores.index(asked if asked in scores else usual),
-        format_func=str.upper,
-        key="lab-score",
-        help="ES: Cohen's d of a neuron's activations, harmful against harmless prompts. SAS: the "
-        "z-score of its mean shift within its layer. Others as 'safeneuron scores' lists them.",
-    )
+    with left:
+        score = choose_one(
+            "score",
+            "Ranked by",
+            scores,
+            str.upper,
+            "sas",
+            key="lab-score",
+            help="ES: Cohen's d of a neuron's activations, harmful against harmless prompts. SAS: "
+            "the z-score of its mean shift within its layer. Others as 'safeneuron scores' lists "
+            "them.",
+        )
     asked_share = number("share", 0.01)
     shares = sorted({*lab.SHARES, asked_share} if 0 < asked_share < 1 else lab.SHARES)
     share = right.select_slider(
@@ -122,7 +118,7 @@ def _rank(scores: list[str]) -> dict[str, object]:
         key="lab-share",
         help="Of all MLP neurons of the model, those that score highest.",
     )
-    st.query_params["score"], st.query_params["share"] = score, f"{share:g}"
+    st.query_params["share"] = f"{share:g}"
     return {"score": score, "share": share}
 
 
