@@ -46,8 +46,6 @@ app.command()(models)
 app.command()(prompts)
 app.command()(schema)
 app.command()(demo)
-
-
 app.command()(serve)
 app.command()(worker)
 app.add_typer(jobs, name="jobs")

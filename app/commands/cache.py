@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 
 from app import terminal
+from app.commands.options import Json
 
 cache = typer.Typer(
     help="List, show, check, export or remove stored results.", rich_markup_mode=None
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Kind = Annotated[str, typer.Argument(help="As 'safeneuron cache' lists it.")]
 Key = Annotated[str, typer.Argument(help="The key, or how it begins.")]
 

@@ -7,6 +7,7 @@ import typer
 
 from analysis.requests import DEFAULT_HARMFUL, DEFAULT_HARMLESS, IdentifyRequest, parse_request
 from app import terminal
+from app.commands.options import Json
 from toolkit.errors import SafeNeuronError
 
 
@@ -67,9 +68,7 @@ def identify(
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
     ] = "float32",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON on stdout.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Find a model's safety neurons and write them as a mask."""
     from analysis.study import identify as run
@@ -117,9 +116,7 @@ def _pairs(flag: str, given: list[str] | None) -> dict[str, str]:
 
 
 def scores(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON on stdout.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """List the scores that neurons can be chosen by."""
     from analysis.scores import all_scores

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from app import terminal
+from app.commands.options import Json
 from app.jobs.events import events, log_of, result_of
 from app.jobs.folder import (
     ALIVE,
@@ -29,7 +30,6 @@ from app.jobs.verbs import REQUESTS, parse_verb
 from app.jobs.worker import workers
 from toolkit.errors import SafeNeuronError
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Names = Annotated[list[str], typer.Argument(help="Ids, or ends of them that are unique.")]
 Name = Annotated[str, typer.Argument(help="Its id, or a unique end of it.")]
 POLL = 1.0  # seconds

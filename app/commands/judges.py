@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from app import terminal
+from app.commands.options import Json
 from toolkit.errors import SafeNeuronError
 
 
@@ -21,9 +22,7 @@ def judges(
     errors: Annotated[
         bool, typer.Option("--errors", help="List what the judge got wrong.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON on stdout.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """List the judges and what each needs, or hold one against human labels."""
     if validate:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from app import terminal
+from app.commands.options import Json
 from toolkit.errors import SafeNeuronError
 
 if TYPE_CHECKING:
     from analysis.mask_library import Card
     from toolkit.masks import MaskFile
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Output = Annotated[
     Path | None, typer.Option("-o", "--output", help="Mask file; into the library when left out.")
 ]

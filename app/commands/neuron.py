@@ -6,6 +6,7 @@ import typer
 
 from analysis.requests import DEFAULT_HARMFUL, DEFAULT_HARMLESS, parse_request
 from app import terminal
+from app.commands.options import Json
 
 
 def neuron(
@@ -26,9 +27,7 @@ def neuron(
     tokens_shown: Annotated[int, typer.Option(help="Promoted and suppressed tokens.")] = 15,
     neighbours: Annotated[int, typer.Option(help="Nearest by output direction.")] = 10,
     batch_size: Annotated[int, typer.Option(help="Prompts at a time.")] = 16,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON on stdout.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Show one neuron: its scores, what it fires on, what it writes, which masks have it."""
     from analysis.neuron import NeuronRequest, neuron_page

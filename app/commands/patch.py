@@ -8,6 +8,7 @@ import typer
 
 from analysis.requests import DEFAULT_ATTACKED
 from app import terminal
+from app.commands.options import Json
 
 
 def patch(
@@ -21,9 +22,7 @@ def patch(
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the weights.")
     ] = "float32",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON on stdout.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Put the mask's activations into the base as it answers (dynamic activation patching)."""
     from analysis.patching import causal_effect

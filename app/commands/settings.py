@@ -1,14 +1,13 @@
 """``safeneuron settings``: the queue, the devices, the launcher; what the Settings page shows."""
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from app import terminal
+from app.commands.options import Json
 from app.settings import Settings, change_setting, origin, read_settings
-
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 settings = typer.Typer(help="Show or change settings.", rich_markup_mode=None)
 

@@ -8,8 +8,8 @@ import pytest
 
 from analysis.notebooks import __main__ as command
 from analysis.notebooks import notebooks, run_notebook
+from tests.homes import link_models
 from toolkit.errors import SafeNeuronError
-from toolkit.home import home
 from toolkit.known_prompts import KNOWN
 from toolkit.models.sources import EMBEDDED, resolve
 from toolkit.prompts import read_prompts
@@ -41,9 +41,7 @@ def home_of_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in KNOWN:
         read_prompts(name)
     folder = tmp_path_factory.mktemp("notebooks")
-    for kept in home().iterdir():
-        if kept.name in ("hashes", "models", "wheels"):
-            (folder / kept.name).symlink_to(kept)
+    link_models(folder)
     return folder
 
 

@@ -19,8 +19,8 @@ from tests.browser.test_story import (
     start_alignment,
     wait_for,
 )
+from tests.homes import link_models
 from tests.tiny import save_tiny
-from toolkit.home import home
 from toolkit.masks import parse_mask
 from toolkit.models.sources import resolve
 from toolkit.prompts import read_prompts
@@ -49,9 +49,7 @@ def empty(
         resolve(model)
         for spec in prompts.values():
             read_prompts(spec)
-        for kept in home().iterdir():
-            if kept.name in ("hashes", "models", "wheels"):
-                (folder / "home" / kept.name).symlink_to(kept)
+        link_models(folder / "home")
     with served(folder) as url:
         yield Dashboard(url, folder / "home", model, prompts)
 

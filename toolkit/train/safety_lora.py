@@ -206,13 +206,6 @@ def train_safety_lora(
     parts, left_over = divmod(settings.refusals + settings.answers, settings.rows)
     if left_over:
         raise SafeNeuronError("the rows of a step are not a whole number of parts")
-    lora = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        target_modules=list(settings.targets),
-        lora_dropout=0.0,
-        task_type="CAUSAL_LM",
-    )
 
     class Steps(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -249,11 +242,18 @@ def train_safety_lora(
     rows = _batches(tokenizer, refusals, answers, settings)
     prefix = torch.tensor([split_prefix(rows)], device=loaded.device)
     torch.manual_seed(settings.seed)
-    model: Any = (
-        get_peft_model(loaded.model, lora)
-        if start is None
-        else PeftModel.from_pretrained(loaded.model, str(start), is_trainable=True)
-    )
+    model: Any
+    if start is None:
+        lora = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            target_modules=list(settings.targets),
+            lora_dropout=0.0,
+            task_type="CAUSAL_LM",
+        )
+        model = get_peft_model(loaded.model, lora)
+    else:
+        model = PeftModel.from_pretrained(loaded.model, str(start), is_trainable=True)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
