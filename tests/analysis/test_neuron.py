@@ -95,10 +95,17 @@ def test_the_page_is_what_one_computes_by_hand(request_: NeuronRequest) -> None:
         assert told.mean == pytest.approx(np.mean(means), rel=1e-4)
         assert told.std == pytest.approx(np.std(means, ddof=1), rel=1e-4)
         assert told.quantiles["0.5"] == pytest.approx(np.median(means), rel=1e-4)
-    best = sorted(traces, key=lambda one: -one[0])[:3]
-    for strong, (value, side, index, token) in zip(measured.strongest, best, strict=True):
-        assert (strong.side, strong.index, strong.token) == (side, index, token)
-        assert strong.activation == pytest.approx(value, rel=1e-4)
+    # Prompts that begin alike tie to rounding, so each is held to its own trace.
+    own_trace = {(side, index): (value, token) for value, side, index, token in traces}
+    best = sorted((value for value, *_ in traces), reverse=True)[:3]
+    named = [(strong.side, strong.index) for strong in measured.strongest]
+    assert len(set(named)) == 3
+    for strong, value in zip(measured.strongest, best, strict=True):
+        side, index = strong.side, strong.index
+        own_value, token = own_trace[side, index]
+        assert strong.token == token
+        assert strong.activation == pytest.approx(own_value, rel=1e-4)
+        assert own_value == pytest.approx(value, rel=1e-4)
         assert strong.tokens[token].left_out is None
         assert strong.tokens[0].left_out == "template"  # <|im_start|>, the BOS token
         message = "".join(t.text for t in strong.tokens if t.left_out is None)

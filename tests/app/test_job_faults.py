@@ -16,7 +16,8 @@ from app.jobs.events import events, result_of
 from app.jobs.folder import Job, Phase, cancel, change_state, create, settle, state_of
 from app.jobs.process import MARK, marked
 from tests.app.conftest import Process
-from tests.app.test_jobs import fake, free_port, lives, wait_for
+from tests.app.test_jobs import fake, lives, wait_for
+from tests.served import free_port
 
 # A job whose work counts in a file that it saves, and goes on from there; its requests' model
 # names what happens to it.

@@ -28,6 +28,7 @@ from app.jobs.start import spawn as spawn_real
 from app.launch import run_to_end
 from app.serve import serve
 from app.settings import Settings
+from tests.served import free_port
 from tests.tiny import HARMFUL, HARMLESS
 from toolkit.errors import SafeNeuronError
 from toolkit.masks import read_mask
@@ -326,12 +327,6 @@ def test_identify_and_attack_as_jobs(tiny_llama: Path, tmp_path: Path) -> None:
     assert result is not None
     read = read_attack(Path(result["attack"]))
     assert [setting.name for setting in read.settings] == ["ORI", "FULL"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize("kill", [False, True])

@@ -1,17 +1,8 @@
 """A served dashboard over a tiny model's study, and a headless chromium to look at it."""
 
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +10,12 @@ import pytest
 from playwright.sync_api import Browser, BrowserType, Page, sync_playwright
 
 from analysis.store import Entry, Store
+from tests.served import served
 from tests.tiny import HARMFUL, HARMLESS
 
 # Map points are WebGL: without a graphics card chromium must be told to draw them itself.
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--use-angle=swiftshader"]
 FLAGS += ["--enable-unsafe-swiftshader"]
-SERVE = "import sys; from app.cli import main; sys.argv[0] = 'safeneuron'; main()"
-STARTS, STOPS = 120.0, 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -45,50 +35,6 @@ class Dashboard:
         """The job folders of a verb, oldest first."""
         # A folder without job.json is still being made.
         return sorted(p.parent for p in (self.home / "runs").glob(f"*-{verb}-*/job.json"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/_stcore/health", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return False
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """`safeneuron serve` with its worker over ``folder``/home; its address."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    environment = os.environ | {"SAFENEURON_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
-    # The prompts lie beside the store, where pages may not read unless they are told.
-    environment["SAFENEURON_FOLDERS"] = str(folder)
-    command = [sys.executable, "-c", SERVE, "serve", "--port", str(port)]
-    log = (folder / "serve.log").open("w")
-    process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        end = time.monotonic() + STARTS
-        while not healthy(url):
-            assert process.poll() is None, (folder / "serve.log").read_text("utf-8")
-            assert time.monotonic() < end, "the dashboard did not become healthy"
-            time.sleep(0.3)
-        yield url
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOPS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise
-        finally:
-            log.close()
-    assert not healthy(url), "serve left its page server behind"
 
 
 def save_prompts(folder: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from app.jobs.chat import Desk
 from app.jobs.folder import Job, read_folder, state_of
-from tests.browser.conftest import Dashboard, launch, save_prompts, served
+from tests.browser.conftest import Dashboard, launch, save_prompts
 from tests.browser.test_story import (
     MAP,
     POINT,
@@ -20,6 +20,7 @@ from tests.browser.test_story import (
     wait_for,
 )
 from tests.homes import link_models
+from tests.served import served
 from tests.tiny import save_tiny
 from toolkit.masks import parse_mask
 from toolkit.models.sources import resolve
