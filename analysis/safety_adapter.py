@@ -31,6 +31,7 @@ from toolkit.models.load import LoadedModel, load_model
 from toolkit.prompt_sets import PromptSet
 from toolkit.prompts import read_prompts
 from toolkit.train.pairs import shipped_refusals
+from toolkit.train.refusal_line import LineSettings, draw_line, strengthen
 from toolkit.train.safety_lora import SafetyLoraSettings, train_safety_lora
 
 BASE = "smollm2-135m-instruct"
@@ -157,10 +158,11 @@ def measure(model: LoadedModel, data: AdapterData) -> dict[str, Any]:
 def make_adapter(
     output: Path,
     stages: Sequence[SafetyLoraSettings],
+    line: LineSettings,
     data: AdapterData,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Train the adapter stage by stage, measure it and write both to ``output``.
+    """Train the adapter stage by stage, draw its line, measure it and write all to ``output``.
 
     Returns:
         What ``record.json`` holds.
@@ -178,6 +180,8 @@ def make_adapter(
         learner = load_model(BASE, dtype=torch.bfloat16)
         start = None if settings is stages[0] else output
         train_safety_lora(learner, refusals, answers, settings, output, step, start)
+    nats = _draw_line(output, refusals, answers, line)
+    log(f"the line moved by {nats:.2f} nats")
     trained = time.monotonic() - started
     _name_its_base(output)
     figures = _figures(output, data, half)
@@ -185,6 +189,7 @@ def make_adapter(
         "base": BASE,
         "data": asdict(data) | used,
         "stages": [asdict(settings) for settings in stages],
+        "line": asdict(line) | {"nats": nats},
         "figures": figures,
         "seconds": {"training": round(trained), "all": round(time.monotonic() - started)},
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
@@ -192,6 +197,20 @@ def make_adapter(
     }
     write_atomically(output / "record.json", json.dumps(record, indent=1) + "\n")
     return record
+
+
+def _draw_line(
+    adapter: Path, refusals: Sequence[Example], answers: Sequence[Example], line: LineSettings
+) -> float:
+    """Strengthen a trained adapter and draw its line; nats that it moved by."""
+    strengthen(adapter, line.strength)
+    merged = _merged(adapter)
+    merged.model.to(torch.bfloat16)
+    (first,) = {
+        merged.tokenizer(example.answer, add_special_tokens=False)["input_ids"][0]
+        for example in refusals
+    }
+    return draw_line(merged, refusals, answers, first, line, adapter)
 
 
 def _figures(adapter: Path, data: AdapterData, half: LoadedModel) -> dict[str, Any]:
@@ -237,7 +256,7 @@ def main() -> None:
     def log(line: str) -> None:
         sys.stderr.write(line + "\n")
 
-    record = make_adapter(output, STAGES, AdapterData(), log)
+    record = make_adapter(output, STAGES, LineSettings(), AdapterData(), log)
     sys.stdout.write(json.dumps(record["figures"], indent=1) + "\n")
 
 
