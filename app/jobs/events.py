@@ -70,6 +70,12 @@ def log_of(job: Job, size: int = 8000) -> str:
         return ""
 
 
+def as_seen(log: str) -> str:
+    """A log as a terminal shows it: of a line that a progress bar drew again, the last drawing."""
+    lines = (line.rstrip("\r").rpartition("\r")[2] for line in log.split("\n"))
+    return "\n".join(lines)
+
+
 def result_of(job: Job) -> dict[str, Any] | None:
     """What a finished job made, or None."""
     try:

@@ -61,9 +61,10 @@ def test_a_log_is_shown_as_text() -> None:
     name = job_in("failed")
     job = create("align", AlignRequest(model="a-model"))
     assert job.id != name  # a failed one is not taken again
-    job.file("log.txt").write_text(f"Traceback {EVIL}", "utf-8")
+    drawn = "pairs 0%\rpairs 50%\rpairs 100%\r\n"
+    job.file("log.txt").write_bytes(f"{drawn}Traceback {EVIL}".encode())
     test = opened("jobs", run=job.id)
-    assert f"Traceback {EVIL}" in [box.value for box in test.code]
+    assert f"pairs 100%\nTraceback {EVIL}" in [box.value for box in test.code]
     assert "No worker runs" in texts(test)
     submit(test, "Cancel")
     submit(opened("jobs", run=job.id), "Go on")

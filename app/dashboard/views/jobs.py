@@ -11,7 +11,7 @@ from app.dashboard.components.choose import choose_one
 from app.dashboard.components.gate import admit
 from app.dashboard.components.job import BADGES, MEANINGS, job_panel
 from app.dashboard.components.text import failure, heading, plain
-from app.jobs.events import events, log_of, result_of
+from app.jobs.events import as_seen, events, log_of, result_of
 from app.jobs.folder import ALIVE, UNFINISHED, Job, Phase, broken_jobs, list_jobs, settle, state_of
 from app.jobs.progress import how_far
 from app.jobs.worker import workers
@@ -101,7 +101,7 @@ def _filter() -> str:
 def _log(name: str) -> None:
     """The log of a job, as it grows."""
     job = next((job for job in list_jobs() if job.id == name), None)
-    text = "" if job is None else log_of(job)
+    text = "" if job is None else as_seen(log_of(job))
     st.code(text or "nothing yet", language=None, height=HEIGHT, wrap_lines=True)
 
 
