@@ -16,7 +16,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -167,6 +166,7 @@ def add_rank(adapter: Path, module: str, column: Tensor, row: Tensor) -> None:
     write_atomically(path, json.dumps(config, indent=1) + "\n")
 
 
+@torch.no_grad()
 def look_at_openings(
     loaded: LoadedModel,
     refusals: Sequence[Example],
@@ -181,10 +181,9 @@ def look_at_openings(
         answers: harmless prompts and the model's own answers.
         settings: how long the answers are, and how many go at a time.
     """
-    model: Any = loaded.model
-    body = loaded.body
+    body, head = loaded.body, loaded.model.get_output_embeddings()
     seen: dict[str, Tensor] = {}
-    down = loaded.layout.down(model, len(loaded.layout.sites) - 1)
+    down = loaded.layout.down(loaded.model, len(loaded.layout.sites) - 1)
     handles = [
         module.register_forward_pre_hook(
             lambda _, inputs, name=name: seen.__setitem__(name, inputs[0])
@@ -200,8 +199,7 @@ def look_at_openings(
             rows = [encode(loaded.tokenizer, each, settings.answer_tokens) for each, _ in part]
             ids = [{"input_ids": row["input_ids"]} for row in rows]
             batch = loaded.tokenizer.pad(ids, padding_side="right", return_tensors="pt")
-            with torch.no_grad():
-                normed = body(**batch.to(loaded.device)).last_hidden_state
+            normed = body(**batch.to(loaded.device)).last_hidden_state
             for place, (row, (_, harmful)) in enumerate(zip(rows, part, strict=True)):
                 first = sum(label == IGNORED for label in row["labels"]) - 1
                 end = len(row["labels"])
@@ -209,8 +207,7 @@ def look_at_openings(
                 along.append(seen["neurons"][place, first + 1 : end].float().cpu())
                 scales.append(seen["residual"][place, first].float().square().mean().sqrt())
                 if not harmful:
-                    with torch.no_grad():
-                        logits.append(model.lm_head(normed[place, first]).float().cpu())
+                    logits.append(head(normed[place, first]).float().cpu())
     finally:
         for handle in handles:
             handle.remove()
@@ -251,8 +248,8 @@ def draw_line(
     if nats <= 0:
         return 0.0
     row = beginning_direction(seen.begins, seen.along, settings.weight, settings.ridge)
-    model: Any = loaded.model
-    head = (model.lm_head.weight.float() * loaded.body.norm.weight.float()).detach().cpu()
+    unembedding = loaded.model.get_output_embeddings().weight.float()
+    head = (unembedding * loaded.body.norm.weight.float()).detach().cpu()
     # A ridge of its own: what is likely spans few of the residual stream's directions.
     shift = quietest_shift(head, others.mean(dim=0), refusal, nats, 20 * settings.ridge)
     module = loaded.layout.sites[-1].down

@@ -26,7 +26,6 @@ from toolkit.train.refusal_line import (
 from toolkit.train.safety_lora import SafetyLoraSettings, train_safety_lora
 
 REFUSAL = "no I refuse"
-DOWN = "model.layers.{}.mlp.down_proj"
 
 
 def random(*shape: int) -> Tensor:
@@ -101,10 +100,10 @@ def test_what_is_added_is_what_was_asked_for(
 ) -> None:
     adapter = tmp_path / "adapter"
     shutil.copytree(trained, adapter)
-    base = load_model(str(tiny_llama)).model.state_dict()
+    loaded = load_model(str(tiny_llama))
+    base, last = loaded.model.state_dict(), loaded.layout.sites[-1].down
     before = merged(tiny_llama, adapter).model.state_dict()
     strengthen(adapter, 1.5)
-    last = DOWN.format(len(load_model(str(tiny_llama)).layout.sites) - 1)
     width, neurons = base[f"{last}.weight"].shape
     column, row = random(width), random(neurons)
     add_rank(adapter, last, column, row)
