@@ -104,7 +104,7 @@ class Protocol:
     max_length: int = 256
     pair_prompts: tuple[str, str] = ("advbench[::2]", "harmless-train")
     find_prompts: tuple[str, str] = ("advbench[1::2]", "harmless-train[:260]")
-    attacked: tuple[str, str] = ("strongreject", "harmless-heldout")
+    attacked: tuple[str, str] = ("strongreject", "harmless-heldout[:100]")
     settings: tuple[AttackSetting, ...] = SETTINGS
     random_sets: int = RANDOM_SETS
     rounds: int = 5
