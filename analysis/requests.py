@@ -56,6 +56,9 @@ PARAMETERS: dict[AttackSetting, tuple[str, ...]] = {
 CAPABILITY_TASKS = ("arc_challenge", "gsm8k", "truthfulqa_mc1", "truthfulqa_mc2", "mmlu")
 # Three quarters of a per cent by SAS and a quarter by ES: at most 1 % of the neurons.
 OWN_SAS, OWN_ES = 0.0075, 0.0025
+# Prompts answered at a time. Most rows leave a batch early, and a step costs nearly as much
+# with a few rows as with many.
+ANSWERED = 256
 
 
 class Request(BaseModel):
@@ -152,7 +155,7 @@ class AttackRequest(Request):
     cost_tokens: Annotated[int, Field(ge=1)] = Field(
         default=32, description="length of the answers that costs are measured on"
     )
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: Annotated[int, Field(ge=1)] = ANSWERED
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     keep_responses: bool = False
     force: bool = False
@@ -176,7 +179,7 @@ class RedTeamRequest(Request):
     find_harmful: str = DEFAULT_HARMFUL
     find_harmless: str = DEFAULT_HARMLESS
     max_new_tokens: Annotated[int, Field(ge=1)] = 48
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: Annotated[int, Field(ge=1)] = ANSWERED
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     keep_responses: bool = False
     force: bool = False

@@ -15,6 +15,7 @@ from analysis.overlap.composition import Composition, composition
 from analysis.overlap.kway import kway_table
 from analysis.redistribution import Redistribution, Side, redistribution, refusal_curve
 from analysis.requests import (
+    ANSWERED,
     DEFAULT_ATTACKED,
     DEFAULT_HARMFUL,
     DEFAULT_HARMLESS,
@@ -68,7 +69,7 @@ class EvidenceRequest(Request):
     learning_rate: Annotated[float, Field(gt=0)] = 4e-5
     seeds: Annotated[int, Field(ge=1)] = 3
     max_new_tokens: Annotated[int, Field(ge=1)] = 48
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: Annotated[int, Field(ge=1)] = ANSWERED
     dtype: str = "bfloat16"
 
 

@@ -8,6 +8,7 @@ import typer
 
 from analysis.requests import (
     ALL_SETTINGS,
+    ANSWERED,
     DEFAULT_ATTACKED,
     DEFAULT_HARMFUL,
     DEFAULT_HARMLESS,
@@ -78,7 +79,7 @@ def attack(
     cost_tokens: Annotated[
         int, typer.Option(help="Length of the answers that costs are measured on.")
     ] = 32,
-    batch_size: Annotated[int, typer.Option(help="Prompts at a time.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Prompts at a time.")] = ANSWERED,
     dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = "bfloat16",
     keep_responses: Annotated[
         bool, typer.Option("--keep-responses", help="Store what the model answered.")

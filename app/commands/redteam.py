@@ -6,7 +6,13 @@ from typing import Annotated, Literal
 import pandas as pd
 import typer
 
-from analysis.requests import DEFAULT_HARMFUL, DEFAULT_HARMLESS, RedTeamRequest, parse_request
+from analysis.requests import (
+    ANSWERED,
+    DEFAULT_HARMFUL,
+    DEFAULT_HARMLESS,
+    RedTeamRequest,
+    parse_request,
+)
 from app import terminal
 
 STEPS = ("written", "on_topic", "usable", "successful")
@@ -29,7 +35,7 @@ def redteam(
     find_harmful: Annotated[str, typer.Option()] = DEFAULT_HARMFUL,
     find_harmless: Annotated[str, typer.Option()] = DEFAULT_HARMLESS,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the target's answer.")] = 48,
-    batch_size: Annotated[int, typer.Option(help="Prompts at a time.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Prompts at a time.")] = ANSWERED,
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option()] = "bfloat16",
     keep_responses: Annotated[
         bool, typer.Option("--keep-responses", help="Store what the model wrote.")

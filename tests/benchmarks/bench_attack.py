@@ -25,13 +25,13 @@ from analysis.attacks.context import AttackContext, Planned
 from analysis.attacks.judging import Panel
 from analysis.attacks.run import answer_all
 from analysis.attacks.suite import plan_settings
-from analysis.requests import OWN_ES, OWN_SAS, AttackRequest, IdentifyRequest
+from analysis.requests import ANSWERED, OWN_ES, OWN_SAS, AttackRequest, IdentifyRequest
 from analysis.robustness import Side
 from analysis.store import Store
 from analysis.study import identify
 from toolkit.capture.base import render_text
 from toolkit.judge.refusal import judge_refusal
-from toolkit.models.load import LoadedModel, load_model
+from toolkit.models.load import load_model
 from toolkit.progress import silent
 from toolkit.prompt_sets import PromptSet
 from toolkit.prompts import read_prompts
@@ -41,30 +41,31 @@ TARGET = 3.0
 
 
 def plain_loop(
-    context: AttackContext, planned: list[Planned], prompts: dict[Side, PromptSet]
+    context: AttackContext,
+    planned: list[Planned],
+    prompts: dict[Side, PromptSet],
+    batch_size: int,
 ) -> Verdicts:
     """One setting after the other, as a script would."""
     verdicts: Verdicts = {}
     for chosen in planned:
         with context.under(chosen.plan):
             for side, asked in prompts.items():
-                answers = transformers_generate(context.loaded, asked.texts, context.request)
+                answers = transformers_generate(context, asked.texts, batch_size)
                 for index, answer in enumerate(answers):
                     key = (chosen.setting.name, chosen.setting.seed, side, index)
                     verdicts[key] = judge_refusal(answer).verdict
     return verdicts
 
 
-def transformers_generate(
-    loaded: LoadedModel, texts: list[str], request: AttackRequest
-) -> list[str]:
+def transformers_generate(context: AttackContext, texts: list[str], batch_size: int) -> list[str]:
     """Greedy answers of fixed batches in the order given."""
     answers: list[str] = []
+    loaded = context.loaded
     templated = bool(loaded.tokenizer.chat_template)
-    for start in range(0, len(texts), request.batch_size):
+    for start in range(0, len(texts), batch_size):
         rendered = [
-            render_text(loaded.tokenizer, text)
-            for text in texts[start : start + request.batch_size]
+            render_text(loaded.tokenizer, text) for text in texts[start : start + batch_size]
         ]
         inputs = loaded.tokenizer(
             rendered,
@@ -77,7 +78,7 @@ def transformers_generate(
             tokens = loaded.model.generate(
                 **inputs,
                 do_sample=False,
-                max_new_tokens=request.max_new_tokens,
+                max_new_tokens=context.request.max_new_tokens,
                 pad_token_id=loaded.tokenizer.pad_token_id,
             )
         new = tokens[:, inputs["input_ids"].shape[1] :]
@@ -123,7 +124,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     few: dict[Side, PromptSet] = {"harmful": prompts["harmful"][:4]}
     suite(context, planned[:1], few)  # warm
     fast, ours = timed(lambda: suite(context, planned, prompts))
-    slow, plain = timed(lambda: plain_loop(context, planned, prompts))
+    slow, plain = timed(lambda: plain_loop(context, planned, prompts, arguments.loop_batch))
     different = [list(key) for key in plain if plain[key] != ours[key]]
     verdicts = list(plain.values())
     return {
@@ -136,7 +137,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "settings": [p.setting.name for p in planned],
         "prompts": {side: len(found) for side, found in prompts.items()},
         "max_new_tokens": arguments.tokens,
-        "batch_size": request.batch_size,
+        "batch_size": {"suite": request.batch_size, "plain": arguments.loop_batch},
         "refused": verdicts.count("refused"),
         "answers": len(verdicts),
         "plain_seconds": slow,
@@ -151,10 +152,12 @@ def main() -> None:
     """Measure, print the ratio and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m-aligned")
-    parser.add_argument("--harmful", default="strongreject[:300:3]")
-    parser.add_argument("--harmless", default="harmless-heldout[:60]")
+    # As many of each as "safeneuron attack --full" asks: 313 to 60.
+    parser.add_argument("--harmful", default="strongreject[::3]")
+    parser.add_argument("--harmless", default="harmless-heldout[:60:3]")
     parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=ANSWERED, help="of the suite")
+    parser.add_argument("--loop-batch", type=int, default=64, help="of the plain loop")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--json", type=Path, help="write the results here")
     arguments = parser.parse_args()

@@ -222,17 +222,24 @@ def _session_line(job: Job, current: Exchange | None) -> None:
     with right:
         if phase in {"queued", *ALIVE}:
             if open_question and phase == "running" and not loading:
-                if st.button("Stop", icon=":material/stop:", width="stretch"):
-                    assert current is not None
-                    Desk(job).stop(current.number)
+                assert current is not None
+                st.button(
+                    "Stop",
+                    icon=":material/stop:",
+                    width="stretch",
+                    on_click=Desk(job).stop,
+                    args=(current.number,),
+                )
+            # By callback: a run that finds the answer over ends before it comes here.
             elif st.button(
                 "Close the model",
                 icon=":material/eject:",
                 width="stretch",
                 help="Frees its memory; a question loads it again.",
                 disabled=phase == "cancelling",
+                on_click=cancel,
+                args=(job,),
             ):
-                cancel(job)
                 st.rerun(scope="app")
         elif open_question and st.button("Go on", icon=":material/replay:", width="stretch"):
             try:
