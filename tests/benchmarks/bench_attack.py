@@ -152,9 +152,9 @@ def main() -> None:
     """Measure, print the ratio and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m-aligned")
-    # As many of each as "safeneuron attack --full" asks: 313 to 60.
-    parser.add_argument("--harmful", default="strongreject[::3]")
-    parser.add_argument("--harmless", default="harmless-heldout[:60:3]")
+    # About in the proportion of "safeneuron attack --full", 313 to 60: refusals are what stops.
+    parser.add_argument("--harmful", default="strongreject[::6]")
+    parser.add_argument("--harmless", default="harmless-heldout[:60:6]")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=ANSWERED, help="of the suite")
     parser.add_argument("--loop-batch", type=int, default=64, help="of the plain loop")
