@@ -62,8 +62,12 @@ def align(
     folder: Path,
     on_event: OnEvent,
     should_stop: Callable[[], bool],
+    reference: Path | None = None,
 ) -> AlignOutcome:
     """Train a model in ``folder``, or go on where an earlier call was stopped.
+
+    ``reference`` is a folder where runs on the same pairs share what the reference model says
+    of them; by default each run asks for itself.
 
     Raises:
         SafeNeuronError: bad input, before anything is written; a folder of another run;
@@ -103,7 +107,7 @@ def align(
 
         finder = make_finder(request, loaded, mask, settings.mixture)
     outcome = train(
-        loaded, pairs, neurons, settings, folder, on_event, should_stop, finder, held_out
+        loaded, pairs, neurons, settings, folder, on_event, should_stop, finder, held_out, reference
     )
     if not outcome.finished:
         return AlignOutcome(False, folder, None, {"steps": outcome.steps})
@@ -151,7 +155,7 @@ def _finished(request: AlignRequest, folder: Path, card: dict[str, Any]) -> Alig
     if card.get("request_key") != request_key(request):
         raise SafeNeuronError(f"{folder} holds the model of another run; choose another -o folder")
     # What an earlier process may have left when it was killed between saving and tidying.
-    for name in ("checkpoints", "dataset"):
+    for name in ("checkpoints", "dataset", "reference"):
         shutil.rmtree(folder / name, ignore_errors=True)
     mask = folder / MASK if (folder / MASK).is_file() else None
     return AlignOutcome(True, folder, mask, card["figures"])

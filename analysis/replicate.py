@@ -265,17 +265,18 @@ class Replication:
         T1, T2 and T3 are one run of rounds.
         """
         request, folder = self._request(arm, seed, mask_path, pairs), self._folder(arm, seed)
+        reference = self.work / "reference"
         if folder.name.startswith("rounds-"):
             from analysis.rounds import rounds
 
-            done = rounds(request, folder, self._heard)
+            done = rounds(request, folder, self._heard, reference=reference)
             if not done.finished:
                 raise StopAskedError
             return [folder / f"T{number}" for number in range(1, arm.rounds + 1)]
         from analysis.alignment import align
 
         asked = AlignRequest(**{name: getattr(request, name) for name in AlignRequest.model_fields})
-        if not align(asked, folder, self._heard, lambda: False).finished:
+        if not align(asked, folder, self._heard, lambda: False, reference).finished:
             raise StopAskedError
         return [folder]
 

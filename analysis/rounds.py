@@ -121,12 +121,14 @@ def rounds(
     folder: Path,
     on_event: OnEvent = _unheard,
     should_stop: Callable[[], bool] = lambda: False,
+    reference: Path | None = None,
 ) -> RoundsOutcome:
     """Run the rounds in ``folder``, or go on where an earlier call was stopped.
 
     ``folder`` gets ``found-T0.json`` (neurons of T0), ``frozen-T1.json`` (frozen in round 1),
     the model ``T1``, and so on; ``attack-T0.json`` ... if attacks were asked for. What is
-    there already is not done again, and more rounds may be asked for later.
+    there already is not done again, and more rounds may be asked for later. ``reference`` is
+    as for :func:`analysis.alignment.align`.
 
     Raises:
         SafeNeuronError: bad input, or a folder of other rounds.
@@ -143,7 +145,7 @@ def rounds(
     attacks: dict[str, AttackResult] = {}
     try:
         for number in range(1, request.rounds + 1):
-            made = _round(request, folder, number, on_event, should_stop, progress)
+            made = _round(request, folder, number, on_event, should_stop, progress, reference)
             if made is None:
                 raise StopAskedError
             done.append(made)
@@ -209,6 +211,7 @@ def _round(
     on_event: OnEvent,
     should_stop: Callable[[], bool],
     progress: Progress,
+    reference: Path | None,
 ) -> Round | None:
     from analysis.alignment import align
 
@@ -226,7 +229,7 @@ def _round(
         sourced = dict.fromkeys(("safety", "general", "rejected_from"))
     own = {name: getattr(request, name) for name in AlignRequest.model_fields}
     changed = {"model": start, "mask": frozen, "pairs": pairs, "attack": False, **sourced}
-    outcome = align(AlignRequest(**own | changed), place, on_event, should_stop)
+    outcome = align(AlignRequest(**own | changed), place, on_event, should_stop, reference)
     if not outcome.finished:
         return None
     card = json.loads((place / CARD).read_text("utf-8"))

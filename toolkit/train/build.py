@@ -13,6 +13,7 @@ from toolkit.train.optimisers import optimiser_arguments
 from toolkit.train.pairs import PreferencePair
 from toolkit.train.parallel import distributed, first_before_others, local_batch, process
 from toolkit.train.recipes import Settings
+from toolkit.train.reference import ReferenceMemory
 
 
 def parameters_of(layout: Layout, neurons: NeuronSet) -> set[str]:
@@ -27,6 +28,7 @@ def build_trainer(
     settings: Settings,
     output: Path,
     ablation: Ablation | None,
+    reference: Path,
 ) -> Any:
     """The trainer of a recipe, its reference's log-probabilities computed where it has any.
 
@@ -37,6 +39,7 @@ def build_trainer(
         settings: its numbers, with ``micro_batch`` settled.
         output: the folder of the checkpoints.
         ablation: changes the policy's forward passes.
+        reference: folder of what references said; runs may share it.
     """
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.sft_config import SFTConfig
@@ -67,11 +70,16 @@ def build_trainer(
         precompute_ref_log_probs=True,
     )
     zeroed = neurons if settings.reference == "zeroed" else None
+    # Processes of FSDP2 ask in step or not at all, so theirs remember nothing.
+    remembered = None
+    if not distributed():
+        remembered = ReferenceMemory(reference, loaded, zeroed, settings.dtype)
     return RecipeDPO(
         args=args,
         train_dataset=_dataset(_columns(loaded, pairs), loaded, output),
         ablation=ablation,
         reference_ablation=None if zeroed is None else FixedAblation(loaded, zeroed),
+        remembered=remembered,
         **shared,
     )
 

@@ -4,7 +4,7 @@ The run lives in a folder: checkpoints in ``checkpoints/``, each marked whole by
 written last, so that a process killed in the middle of writing one leaves none that looks
 whole. Started again, the run goes on from the newest whole checkpoint and ends with the
 weights of an unbroken one: data order and random states are part of a checkpoint, and the
-reference's log-probabilities come from the untouched start weights each time.
+reference's log-probabilities are those of the untouched start weights.
 """
 
 import gc
@@ -38,6 +38,7 @@ from toolkit.train.recipes import Settings
 from toolkit.train.watch import OnEvent, Watcher, not_a_number, sigterm_stops, whole_checkpoints
 
 CHECKPOINTS = "checkpoints"
+REFERENCE = "reference"
 ADAPTER = "adapter"
 
 
@@ -80,6 +81,7 @@ def train(
     should_stop: Callable[[], bool],
     finder: Finder | None = None,
     held_out: HeldOut | None = None,
+    reference: Path | None = None,
 ) -> TrainOutcome:
     """Train ``loaded.model``, which ends as the trained one.
 
@@ -100,6 +102,8 @@ def train(
             so does SIGTERM.
         finder: looks for the neurons again, for recipes that do.
         held_out: looked at every so many steps, and may end the run early.
+        reference: folder of what the reference says, which other runs may share; by default
+            in the run's own.
 
     Raises:
         SafeNeuronError: the loss is no number, a frozen entry moved, an optimiser or a way
@@ -111,9 +115,9 @@ def train(
     micro = divisor(whole, settings.micro_batch or whole)
     with sigterm_stops(should_stop) as stop:
         while True:
-            run = _Run(
-                loaded, neurons, replace(settings, micro_batch=micro), folder, finder, held_out
-            )
+            parts = replace(settings, micro_batch=micro)
+            asked = reference or folder / REFERENCE
+            run = _Run(loaded, neurons, parts, folder, finder, held_out, asked)
             outcome = run.attempt(pairs, on_event, stop)
             if outcome is not None:
                 seconds = round(time.monotonic() - started, 1)
@@ -158,9 +162,11 @@ class _Run:
         folder: Path,
         finder: Finder | None,
         held_out: HeldOut | None,
+        reference: Path,
     ) -> None:
         self.loaded, self.neurons, self.settings = loaded, neurons, settings
         self.folder, self.finder, self.held_out = folder, finder, held_out
+        self.reference = reference
 
     def attempt(
         self,
@@ -283,7 +289,13 @@ class _Run:
 
     def _trainer(self, pairs: Sequence[PreferencePair], ablation: Ablation | None) -> Any:
         return build_trainer(
-            self.loaded, pairs, self.neurons, self.settings, self.folder / CHECKPOINTS, ablation
+            self.loaded,
+            pairs,
+            self.neurons,
+            self.settings,
+            self.folder / CHECKPOINTS,
+            ablation,
+            self.reference,
         )
 
     def _hand_over(self, trainer: Any, frozen: FrozenNeurons | None) -> None:

@@ -15,6 +15,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from toolkit.examples import IGNORED
 from toolkit.train.ablation import Ablation
+from toolkit.train.reference import ReferenceMemory, Sides
 
 
 class _Recipe(Trainer):
@@ -49,12 +50,17 @@ class RecipeDPO(_Recipe, DPOTrainer):
 
     Args:
         reference_ablation: changes the reference's passes; None leaves it whole.
+        remembered: what the reference said before; None asks it always.
     """
 
     def __init__(
-        self, *args: Any, reference_ablation: Ablation | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        reference_ablation: Ablation | None = None,
+        remembered: ReferenceMemory | None = None,
+        **kwargs: Any,
     ) -> None:
-        self.reference_ablation = reference_ablation
+        self.reference_ablation, self.remembered = reference_ablation, remembered
         super().__init__(*args, **kwargs)
 
     def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
@@ -62,8 +68,13 @@ class RecipeDPO(_Recipe, DPOTrainer):
         pairs = len(inputs["input_ids"]) // 2
         ablation = self.reference_ablation
         trainer: Any = super()  # TRL leaves its methods untyped
-        with nullcontext() if ablation is None else ablation.around(pairs, 2):
-            return trainer.compute_ref_log_probs(model, inputs)
+
+        def ask() -> Sides:
+            with nullcontext() if ablation is None else ablation.around(pairs, 2):
+                chosen, rejected = trainer.compute_ref_log_probs(model, inputs)
+            return chosen, rejected
+
+        return ask() if self.remembered is None else self.remembered.of(inputs, ask)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """TRL's loss; its rows are all chosen sides, then all rejected ones."""

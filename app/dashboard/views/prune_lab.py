@@ -237,7 +237,7 @@ def _session_line(job: Job, current: Exchange | None) -> None:
                 width="stretch",
                 help="Frees its memory; a question loads it again.",
                 disabled=phase == "cancelling",
-                on_click=cancel,
+                on_click=_close,
                 args=(job,),
             ):
                 st.rerun(scope="app")
@@ -250,6 +250,10 @@ def _session_line(job: Job, current: Exchange | None) -> None:
             st.rerun(scope="app")
     if state.error and phase == "failed":
         failure(SafeNeuronError(state.error))
+
+
+def _close(job: Job) -> None:
+    cancel(job)
 
 
 def _exchange(prompt: str, texts: dict[Arm, str], key: str, told: Exchange | None) -> None:
