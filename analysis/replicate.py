@@ -203,7 +203,7 @@ class Replication:
             mask_count=mask.count,
             mask_fraction=mask.fraction,
             training=card and {"settings": card["settings"], "figures": card["figures"]},
-            pairs=card and card["pairs"],
+            pairs=card and card["pairs"] | self._told_of(pairs),
             prompts=done.prompts,
             counted=count(done),
             costs=done.costs,
@@ -254,6 +254,16 @@ class Replication:
             neurons = read_mask(mask_path).neuron_set()
             run_pairs(asked, folder, load_model(own.model), neurons, self._heard)
         return folder / PAIRS
+
+    @staticmethod
+    def _told_of(pairs: Path | None) -> dict[str, Any]:
+        """What the pairs were made or drawn from; the arm itself was only given their file."""
+        from analysis.run_pairs import REPORT
+
+        told: dict[str, Any] = {}
+        if pairs is not None:
+            told = json.loads((pairs.parent / REPORT).read_text("utf-8"))
+        return told
 
     def _folder(self, arm: Arm, seed: int) -> Path:
         rounds = arm.recipe == "safeneuron" and arm.zero

@@ -94,8 +94,11 @@ def _usable(
         pairs = clean(made_pairs(request, loaded, neurons, on_event, report), length, limit, report)
         require_refusing(request, pairs, report)
         return pairs
-    (source,) = sources.values()
-    return clean(source.pairs, length, limit, report)[: request.total]
+    ((role, source),) = sources.items()
+    pairs = clean(source.pairs, length, limit, report)[: request.total]
+    if role == "safety":
+        report.safety = len(pairs)
+    return pairs
 
 
 def pair_length(loaded: "LoadedModel", pair: "PreferencePair") -> int:

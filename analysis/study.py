@@ -218,7 +218,8 @@ def _device(context: "AttackContext") -> str:
     device = context.loaded.device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU threads"
+    threads = torch.get_num_threads()
+    return f"{threads} CPU thread{'s' if threads > 1 else ''}"
 
 
 def attack_context(

@@ -249,6 +249,10 @@ def test_two_arms_on_a_tiny_model(protocol: Protocol, tmp_path: Path) -> None:
     assert base.training_seconds == 0
     assert trained.pairs is not None
     assert trained.pairs["kept"] == len(HARMFUL)
+    # It tells where they came from, and no folder that is gone.
+    assert [source["role"] for source in trained.pairs["sources"]] == ["safety"]
+    assert trained.pairs["safety"] == trained.pairs["trained"] == len(HARMFUL)
+    assert str(tmp_path / "work") not in trained.model_dump_json()
     assert {c.setting for c in base.counted} >= {"ORI", "FULL", "AGAIN", "ADAPTIVE 1"}
     # A small file without answers; the model is gone again.
     assert path_of(tmp_path / "cells", "base", 0).stat().st_size < 20_000
