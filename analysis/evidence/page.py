@@ -10,6 +10,7 @@ from analysis.depth import depth_table
 from analysis.evidence.gather import Evidence, EvidenceRequest
 from analysis.evidence.words import (
     composition_words,
+    crossing_words,
     depth_words,
     kway_words,
     overlap_words,
@@ -227,7 +228,8 @@ def _moved(found: Evidence, links: dict[str, str]) -> list[str]:
         parts.append(_shown("Refusals against neurons removed", links["removal"]))
         return parts
     moved = found.moved
-    parts += [f"- {word}" for word in redistribution_words(moved)]
+    crossed = crossing_words(found.curves["before"], found.curves["after"])
+    parts += [f"- {word}" for word in [*redistribution_words(moved), *crossed]]
     parts += ["", markdown_table(moved.summary)]
     parts.append(_shown("Refusals against neurons removed", links["removal"]))
     parts.append(_shown("Safety mass by layer, before and after", links["redistribution"]))

@@ -200,6 +200,31 @@ def redistribution_words(found: Redistribution) -> list[str]:
     return told
 
 
+def crossing_words(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
+    """Where the aligned model refuses less than the one before, with neurons gone.
+
+    Args:
+        before: a curve of :func:`analysis.redistribution.refusal_curve`.
+        after: that of the aligned model.
+
+    Returns:
+        A sentence, or none where no share removed leaves it fewer refusals. The sets of a
+        share differ by rounding at most, so the curves' points are paired by their place.
+    """
+    told = []
+    for (_, first), (_, second) in zip(before.iterrows(), after.iterrows(), strict=False):
+        if first["neurons"] and second["refused"] < first["refused"]:
+            ours, theirs = (wilson(int(row["k_refused"]), int(row["n"])) for row in (second, first))
+            told.append(f"{int(second['neurons'])} ({ours} against {theirs})")
+    if not told:
+        return []
+    return [
+        "With neurons removed, the aligned model refuses less often than the one before at "
+        + ", ".join(told)
+        + "."
+    ]
+
+
 def _spread(pair: tuple[float, float]) -> str:
     change = pair[1] / pair[0] - 1 if pair[0] else 0.0
     if abs(change) < 0.05:

@@ -13,6 +13,7 @@ from analysis.evidence.gather import Evidence, EvidenceRequest, gather, stored_p
 from analysis.evidence.page import command_of, figures_of, page_text, write_page
 from analysis.evidence.words import (
     composition_words,
+    crossing_words,
     depth_words,
     kway_words,
     overlap_words,
@@ -310,3 +311,16 @@ def test_evidence_needs_topics(asked: EvidenceRequest, tmp_path: Path) -> None:
     (tmp_path / "one.json").write_text(json.dumps(["a", "b"]), "utf-8")
     with pytest.raises(SafeNeuronError, match="has 0 topics"):
         gather(asked.model_copy(update={"topics": str(tmp_path / "one.json")}))
+
+
+def test_where_the_curves_cross_is_said() -> None:
+    def curve(refused: list[int]) -> pd.DataFrame:
+        rows = {"neurons": [0, 10, 50], "n": [20] * 3, "k_refused": refused}
+        return pd.DataFrame(rows).assign(refused=lambda t: t["k_refused"] / t["n"])
+
+    before = curve([18, 12, 4])
+    # Whole, it is not a matter of removal.
+    assert crossing_words(before, curve([17, 12, 5])) == []
+    (told,) = crossing_words(before, curve([20, 9, 4]))
+    assert f"at 10 ({wilson(9, 20)} against {wilson(12, 20)})." in told
+    assert "50 (" not in told
