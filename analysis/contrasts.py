@@ -99,7 +99,7 @@ class Contrast:
     def __str__(self) -> str:
         apart = "disjoint" if disjoint(self.first, self.second) else "overlapping"
         return (
-            f"{self.verdict} ({self.first} against {self.second}, p = {_p(self.p)}, intervals "
+            f"{self.verdict} ({self.first} against {self.second}, {_p(self.p)}, intervals "
             f"{apart}, lower in {self.lower_in} of {self.seeds} seeds)"
         )
 
@@ -140,4 +140,4 @@ def _mean(cell: Cell, column: Column) -> float:
 
 
 def _p(value: float) -> str:
-    return "<0.0001" if value < 1e-4 else f"{value:.4f}"
+    return "p < 0.0001" if value < 1e-4 else f"p = {value:.4f}"
