@@ -25,7 +25,7 @@ from toolkit.errors import SafeNeuronError
 from toolkit.home import home
 from toolkit.known_prompts import KNOWN
 from toolkit.models.sources import CARD, EMBEDDED
-from toolkit.prompts import slice_of
+from toolkit.prompts import parts_of, slice_of
 from toolkit.train.recipes import Settings
 
 FLOAT32 = 4  # bytes
@@ -154,7 +154,11 @@ def pairs_of(request: AlignRequest) -> int | None:
 
 
 def prompt_count(spec: str) -> int | None:
-    """How many prompts a known set, whole or sliced, has; None of others."""
+    """How many prompts known sets, whole or sliced, have; None of others."""
+    parts = parts_of(spec)
+    if len(parts) > 1:
+        counts = [prompt_count(part) for part in parts]
+        return None if None in counts else sum(count or 0 for count in counts)
     name, part = slice_of(spec)
     if name not in KNOWN:
         return None

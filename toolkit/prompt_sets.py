@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,10 +31,16 @@ class PromptSet:
 
     Two sets with the same prompts in the same order have the same ``sha256``, whatever
     their names.
+
+    Args:
+        name: as :func:`toolkit.prompts.read_prompts` finds it, or said so that one can tell.
+        prompts: in order.
+        parts: the sets that it was joined from, if it was.
     """
 
     name: str
     prompts: tuple[Prompt, ...]
+    parts: tuple["PromptSet", ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -46,7 +52,8 @@ class PromptSet:
         """A slice, named as Python writes it: ``advbench[:100]``."""
         ends = ["" if end is None else str(end) for end in (part.start, part.stop)]
         step = "" if part.step is None else f":{part.step}"
-        return PromptSet(f"{self.name}[{':'.join(ends)}{step}]", self.prompts[part])
+        name = f"({self.name})" if self.parts else self.name
+        return PromptSet(f"{name}[{':'.join(ends)}{step}]", self.prompts[part])
 
     @property
     def texts(self) -> list[str]:
@@ -62,8 +69,15 @@ class PromptSet:
         """The prompts of each category, in the order the categories first come.
 
         Each is named as :func:`read_prompts` finds it again: ``strongreject#Violence``.
-        Prompts without a category are in none.
+        Prompts without a category are in none. A category of several joined sets is joined
+        from theirs.
         """
+        if self.parts:
+            shared: dict[str, list[PromptSet]] = {}
+            for part in self.parts:
+                for name, own in part.by_category().items():
+                    shared.setdefault(name, []).append(own)
+            return {name: joined(sets) for name, sets in shared.items()}
         found: dict[str, list[Prompt]] = {}
         for prompt in self.prompts:
             if prompt.category is not None:
@@ -84,6 +98,16 @@ class PromptSet:
     def info(self) -> PromptsInfo:
         """Name, hash and count, as results record them."""
         return PromptsInfo(name=self.name, sha256=self.sha256, count=len(self))
+
+
+def joined(sets: Sequence[PromptSet]) -> PromptSet:
+    """One set of several, one after another; a message that came before is left out."""
+    if len(sets) == 1:
+        return sets[0]
+    kept: dict[str, Prompt] = {}
+    for prompt in (prompt for part in sets for prompt in part):
+        kept.setdefault(prompt.text, prompt)
+    return PromptSet("+".join(part.name for part in sets), tuple(kept.values()), tuple(sets))
 
 
 def rows_to_prompts(rows: list[Any], where: str) -> list[Prompt]:

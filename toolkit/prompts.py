@@ -1,4 +1,4 @@
-"""From what a user writes to prompts: a known set or a file, whole, a slice or a category."""
+"""From what a user writes to prompts: known sets or files, whole, a slice or a category."""
 
 import re
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from toolkit.errors import SafeNeuronError
 from toolkit.known_prompts import KNOWN
-from toolkit.prompt_sets import PARSERS, PromptSet, read_file
+from toolkit.prompt_sets import PARSERS, PromptSet, joined, read_file
 
 _SLICE = re.compile(
     r"^(?P<name>.+?)\[(?P<start>\d{0,9}):(?P<stop>\d{0,9})(?::(?P<step>\d{0,9}))?\]$"
@@ -26,14 +26,29 @@ def read_prompts(spec: str | Path) -> PromptSet:
     Args:
         spec: a name of :data:`toolkit.known_prompts.KNOWN`, or a path; either may go on with
             ``#`` and a category, with a Python slice, or both: ``advbench[1::2]``,
-            ``strongreject#Violence``, ``strongreject#Violence[:20]``.
+            ``strongreject#Violence``, ``strongreject#Violence[:20]``. Several with ``+``
+            between them are one set, ``advbench[::2]+harmbench``: one after another, a
+            message that came before left out.
 
     Raises:
-        SafeNeuronError: no such set, file or category, a malformed file, or nothing in the
-            slice.
+        SafeNeuronError: no such set, file or category, a malformed file, nothing in the
+            slice, or nothing beside a ``+``.
     """
-    text = str(spec)
-    return sliced(text, lambda name: _read_part(name) if name == text else read_prompts(name))
+    parts = parts_of(str(spec))
+    if len(parts) > 1 and not all(parts):
+        raise SafeNeuronError(f"{spec}: name a prompt set on both sides of each +")
+    return joined([_read_one(part) for part in parts])
+
+
+def parts_of(spec: str) -> list[str]:
+    """The specs that ``+`` joins in one; a path may have a ``+`` in its name."""
+    whole = "+" not in spec or _exists(spec)
+    return [spec] if whole else [part.strip() for part in spec.split("+")]
+
+
+def _read_one(text: str) -> PromptSet:
+    """One of the sets that ``+`` joins."""
+    return sliced(text, lambda name: _read_part(name) if name == text else _read_one(name))
 
 
 def _read_part(name: str) -> PromptSet:
@@ -41,7 +56,7 @@ def _read_part(name: str) -> PromptSet:
     if "#" not in name or _exists(name):
         return _read_whole(name)
     whole, _, category = name.rpartition("#")
-    found = read_prompts(whole).by_category()
+    found = _read_one(whole).by_category()
     if category not in found:
         known = f"it has {', '.join(found)}" if found else "its prompts have none"
         raise SafeNeuronError(f"{whole} has no category {category[:60]!r}: {known}")

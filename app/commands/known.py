@@ -40,7 +40,9 @@ def prompts(as_json: Json = False) -> None:
         for known in KNOWN.values()
     ]
     terminal.print_rows(
-        "known prompt sets; a slice such as advbench[:100] and any file work too", rows, as_json
+        "known prompt sets; a slice (advbench[:100]), a file, several joined by + work too",
+        rows,
+        as_json,
     )
 
 

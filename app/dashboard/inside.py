@@ -16,7 +16,7 @@ from toolkit.errors import SafeNeuronError
 from toolkit.home import home
 from toolkit.known_prompts import KNOWN
 from toolkit.models.sources import EMBEDDED
-from toolkit.prompts import slice_of
+from toolkit.prompts import parts_of, slice_of
 from toolkit.train.tables import KINDS, kind_of
 
 # Fields of requests by what they name; others name nothing on a disk.
@@ -98,8 +98,8 @@ def _model(source: str) -> bool:
 
 
 def _prompts(spec: str) -> bool:
-    name = _whole(spec)
-    return name not in KNOWN and _is_file(name) and not is_inside(Path(name))
+    names = [_whole(part) for part in parts_of(spec)]
+    return any(name not in KNOWN and _is_file(name) and not is_inside(Path(name)) for name in names)
 
 
 def _pairs(source: str) -> bool:

@@ -83,7 +83,7 @@ def unbroken(request_: AlignRequest, tmp_path: Path) -> Path:
 def test_the_result_is_a_plain_model_with_the_mask_untouched(
     request_: AlignRequest, unbroken: Path
 ) -> None:
-    start = load_model(request_.model)
+    start = load_model(request_.model, device="cpu")
     before, after = start.model.state_dict(), weights(unbroken)
     neurons = {0: [1, 2], 2: [5, 63]}
     touched = {name: torch.zeros_like(t, dtype=torch.bool) for name, t in before.items()}

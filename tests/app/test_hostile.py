@@ -173,6 +173,7 @@ def request(model: str = "smollm2-135m-aligned", **fields: object) -> Request:
         request(over_refusal="/srv/private.csv"),
         request(find_harmful="~root/notes.txt"),
         request(harmful="/etc/passwd#root[:3][:2]"),
+        request(harmful="advbench[:3] + /etc/passwd"),
         request(harmful="advbench" + "[:9]" * 1000),
         request(harm_judge="guard:/srv/guard#harmbench"),
         request(harm_judge="rubric:http://10.0.0.1:8080/v1#model"),
@@ -231,7 +232,7 @@ def test_what_pages_may_read(
     own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require_inside(request())
-    require_inside(request("owner/name", harmful="advbench[:10]", harmless="harmless"))
+    require_inside(request("owner/name", harmful="advbench[:10]+harmbench", harmless="harmless"))
     require_inside(request("no-such-name", harmful="no-such-set"))  # refused later, by its name
     mine, prompts = tmp_path / "mine", tmp_path / "mine" / "prompts.txt"
     with pytest.raises(SafeNeuronError):

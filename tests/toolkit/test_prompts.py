@@ -246,3 +246,32 @@ def test_parts_by_category(tmp_path: Path) -> None:
     ):
         with pytest.raises(SafeNeuronError, match=told):
             read_prompts(spec)
+
+
+def test_joined_sets(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "category": "x"}, {"prompt": "q", "category": "y"}, {"prompt": "r"}]
+    first = write(tmp_path, "a.json", json.dumps(rows))
+    more = [{"prompt": "q", "category": "z"}, {"prompt": "s", "category": "x"}]
+    second = write(tmp_path, "b.json", json.dumps(more))
+    both = read_prompts(f"{first}[1:] + {second}")
+    assert both.texts == ["q", "r", "s"]
+    assert [prompt.category for prompt in both] == ["y", None, "x"]
+    assert both.name == "a[1:]+b"
+    # A slice belongs to the set it stands at; one of the whole says so.
+    assert read_prompts(f"{first}+{second}[:1]").texts == ["p", "q", "r"]
+    assert both[:2].name == "(a[1:]+b)[:2]"
+    # A category is that of the parts, and its name is found again.
+    parts = read_prompts(f"{first}+{second}").by_category()
+    assert {name: part.texts for name, part in parts.items()} == {
+        "x": ["p", "s"],
+        "y": ["q"],
+        "z": ["q"],
+    }
+    assert parts["x"].name == "a#x+b#x"
+    assert read_prompts(f"{first}#x+{second}#x") == parts["x"]
+    # A file with the sign in its name is that file.
+    odd = write(tmp_path, "a+b.json", json.dumps(["t"]))
+    assert read_prompts(odd).texts == ["t"]
+    for spec, told in ((f"{first}+", "on both sides"), (f"{first}+nosuch", "'nosuch'")):
+        with pytest.raises(SafeNeuronError, match=told):
+            read_prompts(spec)

@@ -21,7 +21,7 @@ SETTINGS_HELP = (
     "after each round. NEUROSTRIKE, TWINBREAK: other ways to find the set. DIRECTION: the "
     "refusal direction projected out."
 )
-PROMPTS_HELP = "A known set, whole or a slice such as strongreject[:100], or a file."
+PROMPTS_HELP = "A known set, a slice such as strongreject[:100], a file, or several with + between."
 FIND_FIRST = "first"
 USUAL = {name: field.default for name, field in AttackRequest.model_fields.items()}
 SCORES = ("es+sas", "es", "sas")

@@ -23,7 +23,7 @@ def identify_form(expanded: bool) -> None:
         harmless = right.text_input(
             "Harmless prompts",
             usual["harmless"].default,
-            help="A known set, whole or a slice such as advbench[:100], or a file.",
+            help="A known set, a slice such as advbench[:100], a file, or several with +.",
         )
         a, b, c, d = st.columns(4)
         position = a.selectbox(

@@ -72,11 +72,11 @@ def compare(layout: Layout, before: Any, after: Any, neurons: dict[int, list[int
     return changed, moved
 
 
-def run_cell(cell: Cell, model: str) -> dict[str, Any]:
-    """Train ``model`` as the cell says, and say what became of it."""
+def run_cell(cell: Cell, model: str, device: str = "cpu") -> dict[str, Any]:
+    """Train ``model`` on ``device`` as the cell says, and say what became of it."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    loaded = load_model(model, device="cpu")
-    before = {name: p.detach().clone() for name, p in loaded.model.named_parameters()}
+    loaded = load_model(model, device=device)
+    before = {name: p.detach().cpu().clone() for name, p in loaded.model.named_parameters()}
     settings = Settings(
         recipe="safeneuron",
         # Freezing only: what is zeroed in the forward pass has no gradient to be masked.
@@ -103,7 +103,7 @@ def run_cell(cell: Cell, model: str) -> dict[str, Any]:
         outcome = train(loaded, PAIRS, neurons, settings, shared, lambda event: None, lambda: False)
     except SafeNeuronError as error:
         return {"cell": str(cell), "refused": str(error)}
-    after = dict(loaded.model.named_parameters())
+    after = {name: p.detach().cpu() for name, p in loaded.model.named_parameters()}
     changed, moved = compare(loaded.layout, before, after, CHOSEN)
     trained = {
         name: share

@@ -20,7 +20,7 @@ BETA = 0.1
 
 @pytest.fixture
 def loaded(tiny_llama: Path) -> LoadedModel:
-    return load_model(str(tiny_llama))
+    return load_model(str(tiny_llama), device="cpu")
 
 
 def held(every: int = 1, patience: int | None = None) -> HeldOut:
@@ -61,7 +61,7 @@ def test_figures_against_one_token_at_a_time(loaded: LoadedModel) -> None:
     slice_ = held()
     watched = Watched(loaded, slice_, BETA, "float32")
     answers = generate(loaded, slice_.harmless, KL_TOKENS)
-    before = load_model(str(loaded.folder.path))
+    before = load_model(str(loaded.folder.path), device="cpu")
     move(loaded)
     seen = watched.look()
 
