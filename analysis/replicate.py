@@ -3,8 +3,9 @@
 Every cell is an arm of :data:`analysis.arms.ARMS` and a seed: the base is trained so, and
 attacked on all StrongREJECT prompts with the set found before training and with sets found
 again. A cell's JSON is written as soon as it is done, and one that is there is not done
-again: interrupted, the comparison goes on where it was, on another machine too. Then the
-section of the results page is written from the cells.
+again: interrupted, the comparison goes on where it was, on another machine too, and several
+processes may fill it side by side. Then the section of the results page is written from the
+cells.
 """
 
 import argparse
@@ -12,11 +13,14 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from analysis.arms import ARMS, QUICK, QUICK_SEEDS, SEEDS, Arm, Protocol, chosen_arms
 from analysis.before_after import StopAskedError
@@ -89,19 +93,40 @@ class Replication:
             nth = f"{place + 1} of {len(missing)} to do{left if place else ''}"
             self.say(f"{arm.name}, seed {seed}: {nth}")
             # What is wrong with these is wrong for every arm.
-            mask = self._mask()
-            pairs = self._pairs(seed, mask) if arm.seeded else None
-            try:
-                cell = self.cell(arm, seed, mask, pairs)
-            except SafeNeuronError as error:
-                self.say(f"{arm.name}, seed {seed}: failed, {error}")
-                failed.append(f"{arm.name}, seed {seed} ({error})")
-                continue
-            written = write_cell(self.results, cell)
-            spent = cell.training_seconds + cell.attack_seconds
-            self.say(f"{arm.name}, seed {seed}: {written} after {spent:.0f} s")
-            self._tidy(arm, seed, missing[place + 1 :])
+            with self._alone("shared"):
+                mask = self._mask()
+                pairs = self._pairs(seed, mask) if arm.seeded else None
+            with self._alone(self._folder(arm, seed).name) as waited:
+                if waited and self._there(arm, seed, redo):
+                    continue
+                try:
+                    cell = self.cell(arm, seed, mask, pairs)
+                except SafeNeuronError as error:
+                    self.say(f"{arm.name}, seed {seed}: failed, {error}")
+                    failed.append(f"{arm.name}, seed {seed} ({error})")
+                    continue
+                written = write_cell(self.results, cell)
+                spent = cell.training_seconds + cell.attack_seconds
+                self.say(f"{arm.name}, seed {seed}: {written} after {spent:.0f} s")
+                self._tidy(arm, seed, missing[place + 1 :])
         return failed
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[bool]:
+        """Keep other processes off one part of the work; whether one was waited for."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.work / f"{name}.lock")
+        waited = False
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            self.say(f"  waits for another process, which works on {name}")
+            waited = True
+            lock.acquire()
+        try:
+            yield waited
+        finally:
+            lock.release()
 
     def _there(self, arm: Arm, seed: int, redo: bool) -> bool:
         path = path_of(self.results, arm.name, seed)

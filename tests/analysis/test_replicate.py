@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from analysis.arms import ARMS, Protocol, chosen_arms
 from analysis.arms_figure import svg
@@ -320,6 +321,41 @@ def test_a_cell_that_fails_does_not_keep_the_others(
     assert left.value.code == 2
     assert "not made: dpo, seed 0" in capsys.readouterr().err
     assert "Not run yet: dpo" in page.read_text("utf-8")
+
+
+def test_processes_share_the_work(
+    protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def quick(self: Replication, arm: Any, seed: int, mask: Path, pairs: Path | None) -> Cell:
+        made.append(arm.name)
+        found = cell(arm.name, seed, {"FULL": first(3)})
+        return found.model_copy(update={"key": self._key(arm, seed)})
+
+    monkeypatch.setattr(Replication, "cell", quick)
+    # T1 and T2 are one run, in one folder: another process is at T1 and makes T2 as well.
+    folder = "rounds-seed0"
+    arms = chosen_arms("base,rounds-t2")
+
+    def heard(line: str) -> None:
+        said.append(line)
+        if "waits for" in line:
+            Replication(protocol, tmp_path / "cells", tmp_path / "elsewhere", said.append).run(
+                chosen_arms("rounds-t2"), (0,)
+            )
+            other.release()
+
+    said: list[str] = []
+    replication = Replication(protocol, tmp_path / "cells", tmp_path / "work", heard)
+    replication.work.mkdir(parents=True)
+    other = FileLock(replication.work / f"{folder}.lock", is_singleton=False)
+    with other:
+        replication.run(arms, (0,))
+    assert [line for line in said if "waits" in line] == [
+        f"  waits for another process, which works on {folder}"
+    ]
+    assert made == ["base", "rounds-t2"]
 
 
 def test_what_is_done_is_on_the_page_when_it_is_stopped(
