@@ -102,7 +102,12 @@ class Protocol:
     rejected_from: str | None = None
     total: int | None = None
     max_length: int = 256
-    pair_prompts: tuple[str, str] = ("advbench[::2]", "harmless-train")
+    # Of all the kinds that the base learned to refuse and to answer, in near-equal parts: on
+    # AdvBench alone every arm unlearns to refuse the rest.
+    pair_prompts: tuple[str, str] = (
+        "advbench[::6]+harmbench[::2]+do-not-answer[::6]",
+        "harmless-train[::4]+harmless-forms[::8]+harmless-contrasts[::8]",
+    )
     find_prompts: tuple[str, str] = ("advbench[1::2]", "harmless-train[:260]")
     attacked: tuple[str, str] = ("strongreject", "harmless-heldout[:100]")
     settings: tuple[AttackSetting, ...] = SETTINGS

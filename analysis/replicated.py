@@ -11,6 +11,7 @@ from analysis.cells import Cell, by_arm
 from analysis.contrasts import ADAPTIVE, AGAIN, COLUMNS, FULL, SINGLE, contrast, share
 from analysis.results import write_section
 from analysis.statistics import disjoint, wilson
+from analysis.tried import FOLDER, HEADER, read_tried, tried_rows
 from toolkit.errors import SafeNeuronError
 
 MARKS = (
@@ -213,13 +214,19 @@ def _pairs_fact(cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def section(cells: Sequence[Cell], results: str, figures: Sequence[str] = ()) -> str:
+def section(
+    cells: Sequence[Cell],
+    results: str,
+    figures: Sequence[str] = (),
+    tried: Mapping[str, Cell] | None = None,
+) -> str:
     """The comparison as Markdown.
 
     Args:
         cells: of one protocol.
         results: where their files are, as the page names it.
         figures: of the page, as it names them.
+        tried: cells of other protocols or numbers, by folder and name.
     """
     arms = by_arm(cells)
     missing = [name for name in ARMS if name not in arms]
@@ -232,6 +239,12 @@ def section(cells: Sequence[Cell], results: str, figures: Sequence[str] = ()) ->
         parts += ["**Goals**\n", goals]
     parts += ["**Costs**, on harmless prompts\n", costs_table(arms)]
     parts += ["**Every seed**, successes on harmful prompts\n", seeds_table(arms)]
+    if tried:
+        parts += [
+            f"**What else was tried**, a seed each, in `{results}/{FOLDER}`: other pairs or other "
+            "numbers, not to be held against those above\n",
+            _table(HEADER, tried_rows(tried)),
+        ]
     peers = _table(["attack and defence", "attack success"], NEURONGUARD)
     parts += [
         "**What NeuronGuard reports** (arXiv 2608.23959), Llama-3.1-8B after task tuning, judged "
@@ -252,4 +265,5 @@ def write_page(path: Path, cells: Sequence[Cell], results: Path) -> None:
     if not cells:
         raise SafeNeuronError(f"{results} holds no cell yet: 'make replicate' makes them")
     drawn = draw(by_arm(cells), path.parent / "images")
-    write_section(path, section(cells, results.as_posix(), drawn), MARKS, leads=True)
+    told = section(cells, results.as_posix(), drawn, read_tried(results))
+    write_section(path, told, MARKS, leads=True)

@@ -1,6 +1,7 @@
 """The comparison: resumable cells on a tiny model, and answers that follow from the counts."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from analysis.statistics import mcnemar
 from tests.tiny import HARMFUL, HARMLESS
 from toolkit.errors import SafeNeuronError
 from toolkit.masks import PromptsInfo
+from toolkit.train.recipes import Mixture, with_preset
 
 PROMPTS = 40
 
@@ -169,6 +171,34 @@ def test_the_page_answers_from_the_counts(tmp_path: Path) -> None:
     assert (page.parent / "images" / "replicate.svg").is_file()
     with pytest.raises(SafeNeuronError, match="no cell yet"):
         write_page(page, [], Path("docs/replicate"))
+
+
+def test_what_was_tried_stands_apart(tmp_path: Path) -> None:
+    cells = [cell("dpo", 0, {"FULL": first(30)})]
+    page, results = tmp_path / "results.md", tmp_path / "cells"
+    write_page(page, cells, results)
+    assert "What else was tried" not in page.read_text("utf-8")
+
+    hits = {"ORI": first(4), "ADAPTIVE 1": first(9), "ADAPTIVE 2": first(7)}
+    settings = with_preset({"recipe": "adaptive"}) | {"mixture": asdict(Mixture())}
+    other = cell("adaptive", 0, hits).model_copy(
+        update={
+            "training": {"settings": settings, "figures": {}},
+            "pairs": {"sources": [{"name": "p[::2]", "role": "harmful"}]},
+        }
+    )
+    write_cell(results / "tried" / "more-rate", other)
+    (results / "tried" / "broken").mkdir()
+    (results / "tried" / "broken" / "dpo-seed0.json").write_text("{", "utf-8")
+    write_page(page, cells, results)
+    (row,) = [line for line in page.read_text("utf-8").splitlines() if "more-rate" in line]
+    told = [part.strip() for part in row.strip("|").split("|")]
+    assert told[:3] == ["`more-rate/adaptive-seed0`", "adaptive", "p[::2]"]
+    assert f"rate {settings['learning_rate']:g}, beta 0.1" in told[3]
+    assert f"held {Mixture().hold:g}" in told[3]
+    assert told[4:9] == ["4/40", "-", "9/40", "-", "2/40"]
+    # It is in no answer and no table of the comparison.
+    assert "no cell of adaptive" in page.read_text("utf-8")
 
 
 def test_the_figure_is_as_long_as_the_share() -> None:

@@ -183,7 +183,8 @@ RECIPES: dict[RecipeName, Recipe] = {
             "freeze",
             True,
             True,
-            replace(_TWO_CORE, find_every=18),
+            # Where neurons are missing the chosen answer has to be learned, not only preferred.
+            replace(_TWO_CORE, learning_rate=8e-5, sft_weight=1.0, find_every=12),
             _PAPER,
         ),
     )
@@ -211,11 +212,11 @@ class Mixture:
     """
 
     whole: float = 0.15
-    rounds: float = 0.4
-    share: float = 0.25
-    hold: float = 0.2
+    rounds: float = 0.3
+    share: float = 0.4
+    hold: float = 0.15
     search_rounds: int = 5
-    head: float = 0.05
+    head: float = 0.1
     parts: tuple[float, float] = (0.25, 1.0)
     candidates: int = 24
     held: int = 3

@@ -110,7 +110,9 @@ def test_the_mixture_is_what_it_says(loaded: LoadedModel, found: Found) -> None:
             kinds["share"] += 1
             assert frozen <= neurons <= frozen | set(found.head)
             parts.append((len(neurons) - 1) / len(found.head))
-    for kind, share in {"whole": 0.15, "hold": 0.2, "share": 0.25, "rounds 1": 0.2}.items():
+    own = Mixture()
+    shares = {"whole": own.whole, "hold": own.hold, "share": own.share, "rounds 1": own.rounds / 2}
+    for kind, share in shares.items():
         assert abs(kinds[kind] / 3000 - share) < 4 * np.sqrt(0.25 / 3000), kind
     # A part uniform on [1/4, 1] has mean 5/8.
     assert abs(np.mean(parts) - 0.625) < 0.04
