@@ -102,8 +102,7 @@ class Protocol:
     rejected_from: str | None = None
     total: int | None = None
     max_length: int = 256
-    # Of all the kinds that the base learned to refuse and to answer, in near-equal parts: on
-    # AdvBench alone every arm unlearns to refuse the rest.
+    # Of all the kinds that the base learned to refuse and to answer, in near-equal parts.
     pair_prompts: tuple[str, str] = (
         "advbench[::6]+harmbench[::2]+do-not-answer[::6]",
         "harmless-train[::4]+harmless-forms[::8]+harmless-contrasts[::8]",
