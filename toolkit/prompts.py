@@ -42,8 +42,21 @@ def read_prompts(spec: str | Path) -> PromptSet:
 
 def parts_of(spec: str) -> list[str]:
     """The specs that ``+`` joins in one; a path may have a ``+`` in its name."""
-    whole = "+" not in spec or _exists(spec)
+    whole = "+" not in spec or _is_file_with_plus(spec)
     return [spec] if whole else [part.strip() for part in spec.split("+")]
+
+
+def _is_file_with_plus(spec: str) -> bool:
+    """Whether the sign is in a path's name, which slices and a category may follow."""
+    name, part = spec, None
+    while not _exists(name):
+        head, part = slice_of(name)
+        if part is None:
+            head, _, category = name.rpartition("#")
+            if "+" in category or "+" not in head:
+                return False
+        name = head
+    return "+" in name
 
 
 def _read_one(text: str) -> PromptSet:

@@ -272,6 +272,7 @@ def test_joined_sets(tmp_path: Path) -> None:
     # A file with the sign in its name is that file.
     odd = write(tmp_path, "a+b.json", json.dumps(["t"]))
     assert read_prompts(odd).texts == ["t"]
+    assert read_prompts(f"{odd}[:1]").texts == ["t"]
     for spec, told in ((f"{first}+", "on both sides"), (f"{first}+nosuch", "'nosuch'")):
         with pytest.raises(SafeNeuronError, match=told):
             read_prompts(spec)
