@@ -9,39 +9,26 @@ cells.
 """
 
 import argparse
-import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from analysis.arms import ARMS, QUICK, QUICK_SEEDS, SEEDS, Arm, Protocol, chosen_arms
 from analysis.before_after import StopAskedError
-from analysis.cells import Cell, count, path_of, read_cell, read_cells, write_cell
-from analysis.requests import (
-    AlignRequest,
-    AttackRequest,
-    IdentifyRequest,
-    RoundsRequest,
-    parse_request,
-)
+from analysis.cell_maker import CellMaker, Say
+from analysis.cells import path_of, read_cell, read_cells, write_cell
 from toolkit.errors import SafeNeuronError
-from toolkit.files import canonical_json, require_writable, sha256_text, write_atomically
+from toolkit.files import require_writable
 from toolkit.home import home
-from toolkit.masks import read_mask
-from toolkit.models.sources import CARD, resolve
-from toolkit.prompts import read_prompts
 
 RESULTS, PAGE = Path("docs/replicate"), Path("docs/results.md")
 QUICK_RESULTS, QUICK_PAGE = Path("build/replicate-quick"), Path("build/replicate-quick/results.md")
-Say = Callable[[str], None]
 
 
 class Replication:
@@ -58,10 +45,9 @@ class Replication:
     def __init__(
         self, protocol: Protocol, results: Path, work: Path, say: Say, keep_models: bool = False
     ) -> None:
-        self.protocol, self.results, self.say = protocol, results, say
+        self.results, self.say, self.keep_models = results, say, keep_models
         self.work = work / protocol.sha256[:12]
-        self.keep_models = keep_models
-        self._stage = ""
+        self.maker = CellMaker(protocol, self.work, say)
 
     def run(self, arms: Sequence[Arm], seeds: Sequence[int], redo: bool = False) -> list[str]:
         """Make every missing cell, seed by seed, so that early seeds compare all arms.
@@ -94,13 +80,13 @@ class Replication:
             self.say(f"{arm.name}, seed {seed}: {nth}")
             # What is wrong with these is wrong for every arm.
             with self._alone("shared"):
-                mask = self._mask()
-                pairs = self._pairs(seed, mask) if arm.seeded else None
-            with self._alone(self._folder(arm, seed).name) as waited:
+                mask = self.maker.mask()
+                pairs = self.maker.pairs(seed, mask) if arm.seeded else None
+            with self._alone(self.maker.folder(arm, seed).name) as waited:
                 if waited and self._there(arm, seed, redo):
                     continue
                 try:
-                    cell = self.cell(arm, seed, mask, pairs)
+                    cell = self.maker.cell(arm, seed, mask, pairs)
                 except SafeNeuronError as error:
                     self.say(f"{arm.name}, seed {seed}: failed, {error}")
                     failed.append(f"{arm.name}, seed {seed} ({error})")
@@ -135,7 +121,7 @@ class Replication:
             if path.exists():
                 self.say(f"{path} is broken and is made again")
             return False
-        if cell.key == self._key(arm, seed):
+        if cell.key == self.maker.key(arm, seed):
             return True
         if redo:
             return False
@@ -144,218 +130,11 @@ class Replication:
             "another --results folder, or --redo it"
         )
 
-    def _key(self, arm: Arm, seed: int) -> str:
-        """Names what a cell depends on, wherever it is made."""
-        asked = None
-        if arm.recipe is not None:
-            left = {"model", "mask", "pairs"}
-            asked = self._request(arm, seed, Path("m"), Path("p")).model_dump(
-                mode="json", exclude=left
-            )
-        return sha256_text(canonical_json([self.protocol.as_dict(), arm.name, seed, asked]))
-
-    def _request(self, arm: Arm, seed: int, mask: Path, pairs: Path) -> RoundsRequest:
-        """What an arm asks for; arms of one round are the first of its kind."""
-        own = self.protocol
-        values: dict[str, Any] = {
-            "model": own.model,
-            "mask": mask,
-            "pairs": pairs,
-            "recipe": arm.recipe,
-            "zero": arm.zero,
-            "preset": own.preset,
-            "steps": own.steps,
-            "batch_size": own.batch_size,
-            "max_length": own.max_length,
-            "harmful": own.pair_prompts[0],
-            "harmless": own.pair_prompts[1],
-            "leave_out": own.attacked[0],
-            "find_harmful": own.find_prompts[0],
-            "find_harmless": own.find_prompts[1],
-            "top_sas": own.top_sas,
-            "top_es": own.top_es,
-            "position": own.position,
-            "dtype": own.dtype,
-            "seed": seed,
-            "rounds": arm.rounds,
-        }
-        given = {name: value for name, value in values.items() if value is not None}
-        return parse_request(RoundsRequest, given)
-
-    # --- one cell ------------------------------------------------------------------------
-
-    def cell(self, arm: Arm, seed: int, mask_path: Path, pairs: Path | None) -> Cell:
-        """Train and attack one arm with one seed; what is done of it is not done again."""
-        own = self.protocol
-        mask = read_mask(mask_path)
-        cards: list[dict[str, Any]] = []
-        model = own.model
-        if pairs is not None:
-            trained = self._train(arm, seed, mask_path, pairs)
-            model = str(trained[-1])
-            cards = [json.loads((path / CARD).read_text("utf-8")) for path in trained]
-        card = cards[-1] if cards else None
-
-        from analysis.study import attack
-
-        done = attack(
-            AttackRequest(
-                model=model,
-                mask=mask_path,
-                settings=own.settings,
-                harmful=own.attacked[0],
-                harmless=own.attacked[1],
-                find_harmful=own.find_prompts[0],
-                find_harmless=own.find_prompts[1],
-                seeds=own.random_sets,
-                rounds=own.rounds,
-                max_new_tokens=own.max_new_tokens,
-                costs=True,
-                cost_tokens=own.cost_tokens,
-                dtype=own.dtype,
-            ),
-            self._progress,
-        ).result
-        base, ours = self._perplexities(model)
-        return Cell(
-            arm=arm.name,
-            seed=seed,
-            key=self._key(arm, seed),
-            protocol=own.as_dict(),
-            base=resolve(own.model).fingerprint,
-            fingerprint=done.model.fingerprint,
-            mask=mask.sha256,
-            mask_count=mask.count,
-            mask_fraction=mask.fraction,
-            training=card and {"settings": card["settings"], "figures": card["figures"]},
-            pairs=card and card["pairs"] | self._told_of(pairs),
-            prompts=done.prompts,
-            counted=count(done),
-            costs=done.costs,
-            perplexity_base=base,
-            perplexity=ours,
-            judge=done.judge,
-            training_seconds=round(sum(made["figures"]["seconds"] for made in cards), 1),
-            attack_seconds=done.seconds,
-            device=done.device,
-            versions=done.versions | {"trl": version("trl")},
-        )
-
-    def _mask(self) -> Path:
-        """The set found on the base, before any training."""
-        path = self.work / "mask.json"
-        if not path.is_file():
-            from analysis.study import identify
-
-            own = self.protocol
-            asked = IdentifyRequest(
-                model=own.model,
-                harmful=own.find_prompts[0],
-                harmless=own.find_prompts[1],
-                leave_out=own.attacked[0],
-                position=own.position,
-                top_sas=own.top_sas,
-                top_es=own.top_es,
-            )
-            identify(asked, self._progress).mask.write(path)
-        return path
-
-    def _pairs(self, seed: int, mask_path: Path) -> Path:
-        """The pairs that all arms of a seed train on, made or drawn once."""
-        from analysis.run_pairs import PAIRS, run_pairs
-        from toolkit.models.load import load_model
-
-        own, folder = self.protocol, self.work / f"pairs-seed{seed}"
-        if not (folder / PAIRS).is_file():
-            usual = self._request(ARMS["freeze-and-zero"], seed, mask_path, mask_path)
-            named = ("safety", "general", "rejected_from", "total")
-            asked = parse_request(
-                AlignRequest,
-                {name: getattr(usual, name) for name in AlignRequest.model_fields}
-                | {"pairs": None}
-                | {name: getattr(own, name) for name in named},
-            )
-            folder.mkdir(parents=True, exist_ok=True)
-            neurons = read_mask(mask_path).neuron_set()
-            run_pairs(asked, folder, load_model(own.model), neurons, self._heard)
-        return folder / PAIRS
-
-    @staticmethod
-    def _told_of(pairs: Path | None) -> dict[str, Any]:
-        """What the pairs were made or drawn from; the arm itself was only given their file."""
-        from analysis.run_pairs import REPORT
-
-        told: dict[str, Any] = {}
-        if pairs is not None:
-            told = json.loads((pairs.parent / REPORT).read_text("utf-8"))
-        return told
-
-    def _folder(self, arm: Arm, seed: int) -> Path:
-        rounds = arm.recipe == "safeneuron" and arm.zero
-        return self.work / (f"rounds-seed{seed}" if rounds else f"{arm.name}-seed{seed}")
-
-    def _train(self, arm: Arm, seed: int, mask_path: Path, pairs: Path) -> list[Path]:
-        """The folders of the models trained, the last that of the arm.
-
-        T1, T2 and T3 are one run of rounds.
-        """
-        request, folder = self._request(arm, seed, mask_path, pairs), self._folder(arm, seed)
-        reference = self.work / "reference"
-        if folder.name.startswith("rounds-"):
-            from analysis.rounds import rounds
-
-            done = rounds(request, folder, self._heard, reference=reference)
-            if not done.finished:
-                raise StopAskedError
-            return [folder / f"T{number}" for number in range(1, arm.rounds + 1)]
-        from analysis.alignment import align
-
-        asked = AlignRequest(**{name: getattr(request, name) for name in AlignRequest.model_fields})
-        if not align(asked, folder, self._heard, lambda: False, reference).finished:
-            raise StopAskedError
-        return [folder]
-
     def _tidy(self, arm: Arm, seed: int, left: Sequence[tuple[Arm, int]]) -> None:
         """Remove a model that no cell needs any more; each is half a gigabyte."""
-        folder = self._folder(arm, seed)
-        if not self.keep_models and all(self._folder(*other) != folder for other in left):
+        folder = self.maker.folder(arm, seed)
+        if not self.keep_models and all(self.maker.folder(*other) != folder for other in left):
             shutil.rmtree(folder, ignore_errors=True)
-
-    def _perplexities(self, model: str) -> tuple[float, float]:
-        """Of the base's own greedy answers to the harmless prompts, under base and model."""
-        from toolkit.generate import generate
-        from toolkit.judge.perplexity import answer_losses, pooled_perplexity
-        from toolkit.models.load import load_model
-
-        own = self.protocol
-        prompts = read_prompts(own.attacked[1]).texts
-        kept = self.work / "answers.json"
-        if not kept.is_file():
-            base = load_model(own.model)
-            answers = generate(base, prompts, own.cost_tokens)
-            found = pooled_perplexity(answer_losses(base, prompts, answers))
-            write_atomically(kept, json.dumps({"answers": answers, "perplexity": found}))
-        told = json.loads(kept.read_text("utf-8"))
-        if model == own.model:
-            return told["perplexity"], told["perplexity"]
-        losses = answer_losses(load_model(model), prompts, told["answers"])
-        return told["perplexity"], pooled_perplexity(losses)
-
-    # --- what is heard -------------------------------------------------------------------
-
-    def _heard(self, event: dict[str, Any]) -> None:
-        if event["kind"] == "note":
-            self.say("  " + str(event["text"]))
-        elif event["kind"] == "train":
-            self._progress("train", int(event["step"]), int(event["total"]))
-        elif event["kind"] == "stage":
-            self._progress(str(event["stage"]), int(event["done"]), int(event["total"]))
-
-    def _progress(self, stage: str, done: int, total: int) -> None:
-        """A line a stage."""
-        if stage != self._stage:
-            self._stage = stage
-            self.say(f"  {stage}, {total} to do")
 
 
 def _say(line: str) -> None:

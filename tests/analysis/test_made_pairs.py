@@ -9,8 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from analysis.arms import Protocol
+from analysis.cell_maker import CellMaker
 from analysis.made_pairs import allowed_prompts, require_refusing
-from analysis.replicate import Replication
 from analysis.requests import AlignRequest, RoundsRequest, parse_request
 from analysis.rounds import rounds
 from analysis.run_pairs import PAIRS, REPORT, run_pairs
@@ -208,12 +208,12 @@ def test_the_comparison_takes_them_from_where_its_protocol_says(
         batch_size=6,
         dtype="float32",
     )
-    replication = Replication(protocol, tmp_path / "cells", tmp_path / "work", lambda _: None)
-    pairs = replication._pairs(0, replication._mask())
+    maker = CellMaker(protocol, tmp_path / "work", lambda _: None)
+    pairs = maker.pairs(0, maker.mask())
     assert pairs.name == PAIRS
     sources = json.loads((pairs.parent / REPORT).read_text("utf-8"))["sources"]
     assert str(other) in [source["name"] for source in sources]
     both = Protocol(**{**vars(protocol), "safety": str(pairs)})
-    wrong = Replication(both, tmp_path / "cells", tmp_path / "else", lambda _: None)
+    wrong = CellMaker(both, tmp_path / "else", lambda _: None)
     with pytest.raises(SafeNeuronError, match="for pairs that are made"):
-        wrong._pairs(0, wrong._mask())
+        wrong.pairs(0, wrong.mask())

@@ -12,6 +12,7 @@ from filelock import FileLock
 from analysis.arms import ARMS, Protocol, chosen_arms
 from analysis.arms_figure import svg
 from analysis.before_after import StopAskedError
+from analysis.cell_maker import CellMaker
 from analysis.cells import Cell, Counted, by_arm, path_of, read_cell, read_cells, write_cell
 from analysis.contrasts import AGAIN, FULL, contrast, outcomes, share
 from analysis.replicate import Replication, main
@@ -316,7 +317,7 @@ def test_a_cell_that_fails_does_not_keep_the_others(
 ) -> None:
     made: list[str] = []
 
-    def cell_or_not(self: Replication, arm: Any, seed: int, mask: Path, pairs: Path | None) -> Cell:
+    def cell_or_not(self: CellMaker, arm: Any, seed: int, mask: Path, pairs: Path | None) -> Cell:
         assert mask.is_file()
         made.append(arm.name)
         if arm.name == "dpo":
@@ -324,9 +325,9 @@ def test_a_cell_that_fails_does_not_keep_the_others(
         if arm.name == "freeze":
             raise StopAskedError
         found = cell(arm.name, seed, {"FULL": first(3)})
-        return found.model_copy(update={"key": self._key(arm, seed)})
+        return found.model_copy(update={"key": self.key(arm, seed)})
 
-    monkeypatch.setattr(Replication, "cell", cell_or_not)
+    monkeypatch.setattr(CellMaker, "cell", cell_or_not)
     replication = Replication(protocol, tmp_path / "cells", tmp_path / "work", lambda _: None)
     arms = chosen_arms("base,dpo,random-freeze")
     failed = replication.run(arms, (0,))
@@ -358,12 +359,12 @@ def test_processes_share_the_work(
 ) -> None:
     made: list[str] = []
 
-    def quick(self: Replication, arm: Any, seed: int, mask: Path, pairs: Path | None) -> Cell:
+    def quick(self: CellMaker, arm: Any, seed: int, mask: Path, pairs: Path | None) -> Cell:
         made.append(arm.name)
         found = cell(arm.name, seed, {"FULL": first(3)})
-        return found.model_copy(update={"key": self._key(arm, seed)})
+        return found.model_copy(update={"key": self.key(arm, seed)})
 
-    monkeypatch.setattr(Replication, "cell", quick)
+    monkeypatch.setattr(CellMaker, "cell", quick)
     # T1 and T2 are one run, in one folder: another process is at T1 and makes T2 as well.
     folder = "rounds-seed0"
     arms = chosen_arms("base,rounds-t2")
