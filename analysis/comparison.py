@@ -16,6 +16,7 @@ from analysis.robustness import (
     succeeded,
 )
 from analysis.statistics import mcnemar, two_proportions, wilson
+from analysis.tables import markdown_table
 from toolkit.errors import SafeNeuronError
 
 COLUMNS = {
@@ -138,7 +139,7 @@ def markdown(table: pd.DataFrame, sides: list[Side]) -> str:
     parts = []
     for side in sides:
         title = f"**{side} prompts**, k/n with Wilson 95 % intervals"
-        parts.append(title + "\n\n" + _rows(printable(table, side)))
+        parts.append(title + "\n\n" + markdown_table(printable(table, side)))
     return "\n".join(parts)
 
 
@@ -149,10 +150,4 @@ def costs_markdown(name: str, result: AttackResult) -> str:
         f"and perplexity over its own answers of at most {result.generation.cost_tokens} tokens, "
         "with bootstrap 95 % intervals over prompts"
     )
-    return title + "\n\n" + _rows(printable_costs(result))
-
-
-def _rows(shown: pd.DataFrame) -> str:
-    lines = ["| " + " | ".join(shown.columns) + " |", "|" + " --- |" * len(shown.columns)]
-    lines += ["| " + " | ".join(map(str, row)) + " |" for row in shown.to_numpy()]
-    return "\n".join(lines) + "\n"
+    return title + "\n\n" + markdown_table(printable_costs(result))

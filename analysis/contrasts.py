@@ -46,9 +46,9 @@ COLUMNS = (
     Column("ADAPTIVE, best round", _best_round),
     Column("SINGLE", _named("SINGLE")),
 )
-AGAIN, ADAPTIVE, FULL, SINGLE = (
+ORI, AGAIN, ADAPTIVE, FULL, SINGLE = (
     next(column for column in COLUMNS if column.name.startswith(name))
-    for name in ("AGAIN", "ADAPTIVE", "FULL", "SINGLE")
+    for name in ("ORI", "AGAIN", "ADAPTIVE", "FULL", "SINGLE")
 )
 
 
@@ -96,12 +96,15 @@ class Contrast:
             return "no"
         return "yes" if self.lower_in == self.seeds else "not shown"
 
-    def __str__(self) -> str:
-        apart = "disjoint" if disjoint(self.first, self.second) else "overlapping"
-        return (
-            f"{self.verdict} ({self.first} against {self.second}, {_p(self.p)}, intervals "
-            f"{apart}, lower in {self.lower_in} of {self.seeds} seeds)"
-        )
+    @property
+    def disjoint(self) -> bool:
+        """Whether the two intervals have nothing in common."""
+        return disjoint(self.first, self.second)
+
+    @property
+    def p_words(self) -> str:
+        """The p-value as a page has it."""
+        return "< 0.0001" if self.p < 1e-4 else f"{self.p:.4f}"
 
 
 def contrast(first: Sequence[Cell], second: Sequence[Cell], column: Column) -> Contrast | None:
@@ -137,7 +140,3 @@ def _shared(first: Sequence[Cell], second: Sequence[Cell]) -> tuple[list[Cell], 
 
 def _mean(cell: Cell, column: Column) -> float:
     return float(np.mean([found.success for found in column.pick(cell)]))
-
-
-def _p(value: float) -> str:
-    return "p < 0.0001" if value < 1e-4 else f"p = {value:.4f}"

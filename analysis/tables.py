@@ -1,7 +1,7 @@
 """Tables to files: CSV, parquet, Markdown and HTML, by the end of the name."""
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -25,9 +25,13 @@ def cell(value: object) -> str:
 
 def markdown_table(table: pd.DataFrame) -> str:
     """A table in Markdown."""
-    lines = ["| " + " | ".join(map(_escaped, table.columns)) + " |"]
-    lines.append("|" + " --- |" * len(table.columns))
-    rows = table.astype(object).itertuples(index=False)
+    return markdown_rows(list(table.columns), table.astype(object).to_numpy())
+
+
+def markdown_rows(header: Sequence[object], rows: Iterable[Iterable[object]]) -> str:
+    """Rows under a header, in Markdown."""
+    lines = ["| " + " | ".join(_escaped(str(name)) for name in header) + " |"]
+    lines.append("|" + " --- |" * len(header))
     lines += ["| " + " | ".join(_escaped(cell(value)) for value in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 

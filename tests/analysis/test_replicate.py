@@ -147,9 +147,19 @@ def test_the_page_answers_from_the_counts(tmp_path: Path) -> None:
     text = section(cells, "docs/replicate")
     lines = text.splitlines()
     beats = next(line for line in lines if "beat plain DPO?" in line and "zeroing" in line)
-    assert beats.count(": yes (5/40 = 12.5%") == 3
-    assert "30/40 = 75.0%" in beats
-    assert "lower in 3 of 3 seeds" in beats
+    assert beats.count(": yes") == 3
+    assert "with nothing removed: not run" in beats
+    behind = [line for line in lines if line.startswith("| freeze-and-zero / dpo |")]
+    assert [line.split("|")[2].strip() for line in behind] == [
+        "FULL",
+        "AGAIN",
+        "ADAPTIVE, best round",
+    ]
+    for line in behind:
+        told = [part.strip() for part in line.strip("|").split("|")]
+        assert told[2].startswith("5/40 = 12.5%")
+        assert told[3].startswith("30/40 = 75.0%")
+        assert told[4:] == ["< 0.0001", "disjoint", "3 of 3", "yes"]
     assert "no cell of freeze" in text
     assert "12.5% / 75.0% = 0.17 | met" in text
     assert "3/40 = 7.5% [2.6%, 19.9%] | met" in text
