@@ -6,6 +6,7 @@ of them, the base's answers) is made once, in the folder they all work in.
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from toolkit.files import canonical_json, sha256_text, write_atomically
 from toolkit.masks import read_mask
 from toolkit.models.sources import CARD, resolve
 from toolkit.prompts import read_prompts
+from toolkit.train.recipes import RECIPES, Mixture
 
 Say = Callable[[str], None]
 
@@ -49,6 +51,8 @@ class CellMaker:
             asked = self._request(arm, seed, Path("m"), Path("p")).model_dump(
                 mode="json", exclude=left
             )
+            if RECIPES[arm.recipe].draws:
+                asked["mixture"] = asdict(Mixture())
         return sha256_text(canonical_json([self.protocol.as_dict(), arm.name, seed, asked]))
 
     def _request(self, arm: Arm, seed: int, mask: Path, pairs: Path) -> RoundsRequest:

@@ -60,6 +60,7 @@ def _usable(
     report: "PairReport",
 ) -> "list[PreferencePair]":
     from analysis.made_pairs import made_pairs, require_refusing
+    from toolkit.train.build import pair_length
     from toolkit.train.pairs import clean
     from toolkit.train.preferences import mixture, read_source
 
@@ -99,12 +100,3 @@ def _usable(
     if role == "safety":
         report.safety = len(pairs)
     return pairs
-
-
-def pair_length(loaded: "LoadedModel", pair: "PreferencePair") -> int:
-    """Tokens of a pair's prompt, chat template applied, and its longer answer."""
-    from toolkit.capture.base import render_text
-
-    sides = (loaded.tokenizer(side)["input_ids"] for side in (pair.chosen, pair.rejected))
-    prompt = loaded.tokenizer(render_text(loaded.tokenizer, pair.prompt))["input_ids"]
-    return len(prompt) + max(len(side) for side in sides)

@@ -75,6 +75,11 @@ def _numbers(settings: dict[str, Any]) -> str:
             f"whole {drawn['whole']:g}, rounds {drawn['rounds']:g}, "
             f"part of the head ({drawn['head']:.0%}) {drawn['share']:g}, held {drawn['hold']:g}",
         ]
+        # Cells made before there were these have neither.
+        if drawn.get("frames"):
+            told.append(f"prompts framed {drawn['frames']:g}")
+        if drawn.get("refusing") is not None:
+            told.append(f"refusals {drawn['refusing']:.0%} of the pairs")
     return ", ".join(told)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from toolkit.capture.base import render_text
 from toolkit.examples import Example, encode
 from toolkit.models.layout import Layout, neuron_slices
 from toolkit.models.load import LoadedModel
@@ -19,6 +20,13 @@ from toolkit.train.reference import ReferenceMemory
 def parameters_of(layout: Layout, neurons: NeuronSet) -> set[str]:
     """Names of the parameters that hold parts of a set's neurons."""
     return {piece.parameter for layer, piece in neuron_slices(layout) if len(neurons.layer(layer))}
+
+
+def pair_length(loaded: LoadedModel, pair: PreferencePair) -> int:
+    """Tokens of a pair's prompt, chat template applied, and its longer answer."""
+    sides = (loaded.tokenizer(side)["input_ids"] for side in (pair.chosen, pair.rejected))
+    prompt = loaded.tokenizer(render_text(loaded.tokenizer, pair.prompt))["input_ids"]
+    return len(prompt) + max(len(side) for side in sides)
 
 
 def build_trainer(

@@ -21,7 +21,7 @@ from toolkit.errors import SafeNeuronError
 from toolkit.models.load import LoadedModel, load_model
 from toolkit.neurons import NeuronSet
 from toolkit.train.ablation import Ablation, DrawnAblation, FixedAblation
-from toolkit.train.build import build_trainer, parameters_of
+from toolkit.train.build import build_trainer, pair_length, parameters_of
 from toolkit.train.finding import FindAgain, Finder, Found
 from toolkit.train.freeze import FrozenNeurons, local_part
 from toolkit.train.heldout import HeldOut, HeldOutCallback, Watched
@@ -35,6 +35,7 @@ from toolkit.train.parallel import (
     require_exact,
 )
 from toolkit.train.recipes import Settings
+from toolkit.train.shown import shown_pairs
 from toolkit.train.watch import OnEvent, Watcher, not_a_number, sigterm_stops, whole_checkpoints
 
 CHECKPOINTS = "checkpoints"
@@ -111,6 +112,13 @@ def train(
     """
     started = time.monotonic()
     optimiser_arguments(settings.optimiser)
+    if settings.kind.draws:
+        count = settings.steps * settings.batch_size
+
+        def fits(pair: PreferencePair) -> bool:
+            return pair_length(loaded, pair) <= settings.max_length
+
+        pairs = shown_pairs(pairs, settings.mixture, count, settings.seed, fits)
     whole = local_batch(settings)
     micro = divisor(whole, settings.micro_batch or whole)
     with sigterm_stops(should_stop) as stop:

@@ -113,6 +113,11 @@ class Recipe:
         """Whether it can't do without a mask."""
         return self.mask != "unused"
 
+    @property
+    def draws(self) -> bool:
+        """Whether it draws what it trains on and without, as its mixture says."""
+        return self.searches and self.loss == "dpo"
+
 
 RECIPES: dict[RecipeName, Recipe] = {
     recipe.name: recipe
@@ -193,7 +198,7 @@ RECIPES: dict[RecipeName, Recipe] = {
 
 @dataclass(frozen=True)
 class Mixture:
-    """What ``adaptive`` does to the policy's forward pass, drawn for each pair and step.
+    """What ``adaptive`` draws: for each pair and step what the policy is without, and the pairs.
 
     Args:
         whole: share of pairs that see the whole model, so that it stays what it is.
@@ -209,6 +214,10 @@ class Mixture:
         held: most neurons held at once.
         factors: constants, in units of a neuron's mean activation on harmful prompts.
         prompts: prompts a side that each search reads.
+        refusing: share of the pairs shown that prefer a refusal, 0 to 1; None for what the
+            pairs have.
+        frames: chance that a prompt is shown with a sentence before it, and with one after it
+            (:mod:`toolkit.train.frames`), so that its form does not give it away.
     """
 
     whole: float = 0.15
@@ -222,6 +231,8 @@ class Mixture:
     held: int = 3
     factors: tuple[float, ...] = (-16.0, -8.0, -4.0, -2.0, -1.0, 0.0, 2.0)
     prompts: int = 24
+    refusing: float | None = None
+    frames: float = 0.0
 
 
 @dataclass(frozen=True)
