@@ -5,7 +5,18 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from analysis.cells import Cell
-from analysis.contrasts import ADAPTIVE, AGAIN, FULL, ORI, SINGLE, Column, Contrast, contrast, share
+from analysis.contrasts import (
+    ADAPTIVE,
+    AGAIN,
+    FULL,
+    NEUROSTRIKE,
+    ORI,
+    SINGLE,
+    Column,
+    Contrast,
+    contrast,
+    share,
+)
 from analysis.statistics import disjoint, wilson
 from analysis.tables import markdown_rows
 
@@ -23,6 +34,7 @@ UNDER = (
     (FULL, "with the set found before"),
     (AGAIN, "against an attacker who looks again"),
     (ADAPTIVE, "and again, round after round"),
+    (NEUROSTRIKE, "against NeuroStrike's set"),
 )
 
 

@@ -46,9 +46,9 @@ COLUMNS = (
     Column("ADAPTIVE, best round", _best_round),
     Column("SINGLE", _named("SINGLE")),
 )
-ORI, AGAIN, ADAPTIVE, FULL, SINGLE = (
+ORI, AGAIN, ADAPTIVE, FULL, SINGLE, NEUROSTRIKE = (
     next(column for column in COLUMNS if column.name.startswith(name))
-    for name in ("ORI", "AGAIN", "ADAPTIVE", "FULL", "SINGLE")
+    for name in ("ORI", "AGAIN", "ADAPTIVE", "FULL", "SINGLE", "NEUROSTRIKE")
 )
 
 
