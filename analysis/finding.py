@@ -1,8 +1,8 @@
 """Looking for the neurons again while a model trains, as attackers would (paper Sec. 3.2).
 
 The searches are the attacks' own: identification round after round on what is left, the
-single neuron's ranking, NeuronGuard's probe. Only their prompts are others: those of
-training, never those that an attack is measured on.
+single neuron's ranking, NeuroStrike's probes; and NeuronGuard's probe. Only their prompts are
+others: those of training, never those that an attack is measured on.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from analysis.attacks.context import AttackContext
+from analysis.attacks.neurostrike import neurostrike
 from analysis.attacks.single_neuron import rank
 from analysis.made_pairs import allowed_prompts
 from analysis.requests import AlignRequest, AttackRequest
@@ -83,7 +84,11 @@ def play_attacker(context: AttackContext, mixture: Mixture) -> Found:
         Candidate(found.layer, found.index, found.activation)
         for found in rank(context, mixture.candidates)
     )
-    return Found(tuple(rounds), head, candidates)
+    probed = None
+    if mixture.probe:
+        (planned,) = neurostrike(context)
+        probed = planned.plan.interventions[0].neurons
+    return Found(tuple(rounds), head, candidates, probed)
 
 
 def probe(context: AttackContext) -> NeuronSet:

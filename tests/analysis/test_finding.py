@@ -1,5 +1,7 @@
 """Searches during training: the attacks' own, on the model as it is."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 
 from analysis.attacks.adaptive import adaptive
 from analysis.attacks.context import AttackContext
+from analysis.attacks.neurostrike import neurostrike
 from analysis.finding import FOUNDATION_SHARE, foundation_neurons, make_finder
 from analysis.requests import AlignRequest, AttackRequest
 from tests.tiny import HARMFUL, HARMLESS
@@ -18,6 +21,7 @@ from toolkit.neurons import NeuronSet
 from toolkit.progress import silent
 from toolkit.prompt_sets import PromptSet
 from toolkit.prompts import read_prompts
+from toolkit.train.finding import Found
 from toolkit.train.recipes import Mixture
 
 MIXTURE = Mixture(search_rounds=3, head=0.1, candidates=4, prompts=8)
@@ -70,6 +74,25 @@ def test_the_search_plays_the_adaptive_attack(loaded: LoadedModel, request_: Ali
     assert loaded.model.training
     assert all(p.requires_grad for p in loaded.model.parameters())
     assert all(p.grad is None for p in loaded.model.parameters())
+
+
+def test_it_plays_neurostrike_too_where_asked(
+    loaded: LoadedModel, request_: AlignRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No weight of a layer of 64 stands out by three deviations.
+    monkeypatch.setattr("analysis.attacks.neurostrike.TAU", 1.5)
+    prompts = {s: read_prompts(getattr(request_, s))[:8] for s in ("harmful", "harmless")}
+    mask = mask_of(loaded, prompts)
+    found = make_finder(request_, loaded, mask, replace(MIXTURE, probe=0.1))()
+    asked = AttackRequest(model=request_.model, dtype="float32", batch_size=16)
+    (planned,) = neurostrike(AttackContext(loaded, mask, asked, prompts, silent))
+    assert found.probed == planned.plan.interventions[0].neurons
+    assert found.probed is not None
+    assert len(found.probed)
+    assert Found.from_json(json.loads(json.dumps(found.to_json()))) == found
+    without = make_finder(request_, loaded, mask, MIXTURE)()
+    assert without == replace(found, probed=None)
+    assert Found.from_json(json.loads(json.dumps(without.to_json()))) == without
 
 
 def test_it_sees_the_model_move(loaded: LoadedModel, request_: AlignRequest) -> None:

@@ -20,6 +20,9 @@ from toolkit.rows import Plan, RowPlans
 from toolkit.train.finding import Found
 from toolkit.train.recipes import Mixture
 
+# What a pair is drawn to be without, as a mixture weighs it.
+KINDS = ("whole", "rounds", "share", "hold", "probe")
+
 
 class Ablation(Protocol):
     """Changes the forward passes of training."""
@@ -114,15 +117,17 @@ class DrawnAblation:
         """What the pair in place ``row`` of step ``step`` is without."""
         generator = np.random.default_rng([self._seed, step, row])
         mixture, found = self._mixture, self._found
-        weights = np.array([mixture.whole, mixture.rounds, mixture.share, mixture.hold])
-        kind = generator.choice(len(weights), p=weights / weights.sum())
-        if kind == 0:
+        weights = np.array([getattr(mixture, kind) for kind in KINDS])
+        kind = KINDS[generator.choice(len(KINDS), p=weights / weights.sum())]
+        if kind == "whole":
             return Plan()
-        if kind == 3 and found.candidates:
+        if kind == "hold" and found.candidates:
             return self._hold(generator)
         removed = self._frozen
-        if kind == 2:
+        if kind == "share":
             return Plan((Intervention(removed | self._part_of_head(generator)),))
+        if kind == "probe" and found.probed is not None:
+            return Plan((Intervention(removed | found.probed),))
         rounds = generator.integers(1, len(found.rounds), endpoint=True)
         return Plan((Intervention(reduce(or_, found.rounds[:rounds], removed)),))
 

@@ -37,11 +37,13 @@ class Found:
         rounds: what each round of an attacker who looks again newly finds.
         head: the neurons that rank highest on the whole model, a few per cent.
         candidates: neurons that the single-neuron attack would hold.
+        probed: what NeuroStrike would remove; None where nobody asked.
     """
 
     rounds: tuple[NeuronSet, ...]
     head: NeuronSet
     candidates: tuple[Candidate, ...] = ()
+    probed: NeuronSet | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As it is kept in a checkpoint."""
@@ -50,6 +52,7 @@ class Found:
             "rounds": [_listed(found) for found in self.rounds],
             "head": _listed(self.head),
             "candidates": [[c.layer, c.index, c.activation] for c in self.candidates],
+            "probed": None if self.probed is None else _listed(self.probed),
         }
 
     @classmethod
@@ -60,6 +63,8 @@ class Found:
             tuple(_set(widths, found) for found in kept["rounds"]),
             _set(widths, kept["head"]),
             tuple(Candidate(*entry) for entry in kept["candidates"]),
+            # Checkpoints of runs that began before there was this have none.
+            None if kept.get("probed") is None else _set(widths, kept["probed"]),
         )
 
 

@@ -207,6 +207,7 @@ class Mixture:
         share: share that see it without a random part of the head of the ranking.
         hold: share that see a few neurons held at constants, as the single-neuron attack
             holds one.
+        probe: share that see it without what NeuroStrike's probe finds.
         search_rounds: rounds that each search plays through.
         head: how much of the model the head of the ranking is, 0 to 1.
         parts: least and greatest part of the head that is removed at once.
@@ -224,6 +225,7 @@ class Mixture:
     rounds: float = 0.3
     share: float = 0.4
     hold: float = 0.15
+    probe: float = 0.0
     search_rounds: int = 5
     head: float = 0.1
     parts: tuple[float, float] = (0.25, 1.0)

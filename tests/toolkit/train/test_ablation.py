@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,6 +117,20 @@ def test_the_mixture_is_what_it_says(loaded: LoadedModel, found: Found) -> None:
         assert abs(kinds[kind] / 3000 - share) < 4 * np.sqrt(0.25 / 3000), kind
     # A part uniform on [1/4, 1] has mean 5/8.
     assert abs(np.mean(parts) - 0.625) < 0.04
+
+
+def test_what_a_probe_finds_is_drawn_where_asked(loaded: LoadedModel, found: Found) -> None:
+    probed = NeuronSet(loaded.layout.widths, {1: [30, 31]})
+    asked = drawn(loaded, replace(found, probed=probed), mixture=Mixture(probe=0.25))
+    without = drawn(loaded, found, mixture=Mixture())
+    both = {(2, 7), (1, 30), (1, 31)}
+    count = sum(neurons_of(asked.draw(1, row)) == both for row in range(2000))
+    # 0.25 beside the usual weights, which sum to one.
+    assert abs(count / 2000 - 0.2) < 4 * np.sqrt(0.25 / 2000)
+    assert all(neurons_of(without.draw(1, row)) != both for row in range(200))
+    # Nobody looked: then it is as a round.
+    unasked = drawn(loaded, found, mixture=Mixture(probe=1.0, whole=0, rounds=0, share=0, hold=0))
+    assert neurons_of(unasked.draw(1, 0)) >= {(2, 7)}
 
 
 def test_before_the_first_search_there_is_the_mask_alone(loaded: LoadedModel) -> None:
