@@ -17,7 +17,7 @@ from analysis.contrasts import (
     contrast,
     share,
 )
-from analysis.statistics import disjoint, wilson
+from analysis.statistics import wilson
 from analysis.tables import markdown_rows
 
 QUESTIONS = (
@@ -100,7 +100,7 @@ def goals_table(arms: Mapping[str, list[Cell]]) -> str:
             goal(text, f"{old.share:.1%} / {plain.share:.1%} = {ratio:.2f}", met)
         held = contrast(ours, dpo, AGAIN)
         if held:
-            below = held.first.share < held.second.share and disjoint(held.first, held.second)
+            below = held.first.share < held.second.share and held.disjoint
             text = "AGAIN: below plain DPO's, intervals disjoint"
             goal(text, f"{held.first} against {held.second}", below)
     if adaptive:

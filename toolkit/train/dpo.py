@@ -277,7 +277,7 @@ class _Run:
             return FixedAblation(self.loaded, NeuronSet.empty(widths))
         if self.neurons is None or not settings.zero:
             return None
-        if settings.kind.searches:
+        if settings.kind.draws:
             return DrawnAblation(
                 self.loaded, self.neurons, settings.mixture, settings.seed, process()
             )

@@ -37,8 +37,11 @@ def shown_pairs(
     if mixture.refusing is None and not mixture.frames:
         return list(pairs)
     generator = random.Random(f"{seed} shown")
-    refusing = [p for p in pairs if judge_refusal(p.chosen).verdict == "refused"]
-    answering = [p for p in pairs if judge_refusal(p.chosen).verdict != "refused"]
+    refusing: list[PreferencePair] = []
+    answering: list[PreferencePair] = []
+    for pair in pairs:
+        refused = judge_refusal(pair.chosen).verdict == "refused"
+        (refusing if refused else answering).append(pair)
     # With pairs of one kind alone there is nothing to weigh.
     if mixture.refusing is None or not refusing or not answering:
         rows = _cycled(pairs, count)
