@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Trainer
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.sft_trainer import SFTTrainer
@@ -16,6 +16,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from toolkit.examples import IGNORED
 from toolkit.train.ablation import Ablation
 from toolkit.train.reference import ReferenceMemory, Sides
+from toolkit.train.scored_positions import ScoredPositions, scored_alone
 
 
 class _Recipe(Trainer):
@@ -44,6 +45,19 @@ class _Recipe(Trainer):
             self.ablation.begin_step(self._begun)
         return self.ablation.around(rows // sides, sides)
 
+    def backbone(self, model: Any) -> nn.Module:
+        """The part of a model, wrapped or not, that its head projects the states of."""
+        inner = self.accelerator.unwrap_model(model)
+        inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+        found: nn.Module = inner.base_model
+        return found
+
+    def scored(self, model: Any) -> Any:
+        """The model, where TRL would project all positions one that leaves some out."""
+        if self.accelerator.device.type == "cuda":
+            return model
+        return ScoredPositions(model, self.backbone(model))
+
 
 class RecipeDPO(_Recipe, DPOTrainer):
     """DPO with a policy, and if asked a reference, that runs without some neurons.
@@ -71,7 +85,7 @@ class RecipeDPO(_Recipe, DPOTrainer):
 
         def ask() -> Sides:
             with nullcontext() if ablation is None else ablation.around(pairs, 2):
-                chosen, rejected = trainer.compute_ref_log_probs(model, inputs)
+                chosen, rejected = trainer.compute_ref_log_probs(self.scored(model), inputs)
             return chosen, rejected
 
         return ask() if self.remembered is None else self.remembered.of(inputs, ask)
@@ -80,11 +94,16 @@ class RecipeDPO(_Recipe, DPOTrainer):
         """TRL's loss; its rows are all chosen sides, then all rejected ones."""
         trainer: Any = super()
         with self.ablated(len(inputs["input_ids"]), 2):
-            return trainer.compute_loss(model, inputs, *args, **kwargs)
+            return trainer.compute_loss(self.scored(model), inputs, *args, **kwargs)
 
 
 class RecipeSFT(_Recipe, SFTTrainer):
     """SFT on whole sequences' answers."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss."""
+        trainer: Any = super()
+        return trainer.compute_loss(self.scored(model), inputs, *args, **kwargs)
 
 
 class GuardSFT(RecipeSFT):
@@ -127,16 +146,15 @@ class GuardSFT(RecipeSFT):
             self._metrics[mode][f"guard/{name}"].append(float(value.detach()) / count)
         return (loss, None) if return_outputs else loss
 
-    @staticmethod
-    def _answer_logits(model: Any, inputs: Any, asked: Tensor) -> Tensor:
+    def _answer_logits(self, model: Any, inputs: Any, asked: Tensor) -> Tensor:
         """Logits that predict each answer token, ``[tokens, vocabulary]`` in float32."""
-        logits = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            use_cache=False,
-        ).logits
-        found: Tensor = logits[:, :-1][asked].float()
-        return found
+        with scored_alone(self.backbone(model), asked):
+            logits: Tensor = model(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                use_cache=False,
+            ).logits
+        return logits[0].float()
 
 
 def guard_losses(whole: Tensor, pruned: Tensor, tokens: Tensor) -> dict[str, Tensor]:
