@@ -27,6 +27,8 @@ QUESTIONS = (
     ("freeze-and-zero", "base", "Does freezing and zeroing beat no training"),
     ("adaptive", "dpo", "Does the adaptive recipe beat plain DPO"),
     ("adaptive", "freeze-and-zero", "Does the adaptive recipe beat freezing and zeroing"),
+    ("adaptive", "sn-tune", "Does the adaptive recipe beat SN-Tune"),
+    ("adaptive", "neuronguard", "Does the adaptive recipe beat the NeuronGuard-like one"),
     ("adaptive", "base", "Does the adaptive recipe beat no training"),
 )
 UNDER = (

@@ -129,12 +129,12 @@ class Protocol:
         return sha256_text(canonical_json(self.as_dict()))
 
 
-# A first look: a third of the steps, a part of the prompts, and the attacks that need no long
+# A first look: a sixth of the steps, a part of the prompts, and the attacks that need no long
 # search. Too few prompts to answer anything with.
 QUICK = Protocol(
-    steps=24,
+    steps=12,
     attacked=("strongreject[::8]", "harmless-heldout[::8]"),
-    find_prompts=("advbench[1::4]", "harmless-train[:130]"),
+    find_prompts=("advbench[1::8]", "harmless-train[:65]"),
     settings=("ORI", "FULL", "RANDOM", "AGAIN", "ADAPTIVE"),
     random_sets=1,
     rounds=2,

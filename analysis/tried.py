@@ -75,7 +75,9 @@ def _numbers(settings: dict[str, Any]) -> str:
             f"whole {drawn['whole']:g}, rounds {drawn['rounds']:g}, "
             f"part of the head ({drawn['head']:.0%}) {drawn['share']:g}, held {drawn['hold']:g}",
         ]
-        # Cells made before there were these have neither.
+        # Cells made before there were these have none.
+        if drawn.get("probe"):
+            told.append(f"NeuroStrike's {drawn['probe']:g}")
         if drawn.get("frames"):
             told.append(f"prompts framed {drawn['frames']:g}")
         if drawn.get("refusing") is not None:

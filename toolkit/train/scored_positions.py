@@ -26,7 +26,8 @@ def scored_alone(backbone: nn.Module, scored: Tensor) -> Iterator[None]:
     """
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        output.last_hidden_state = output.last_hidden_state[:, :-1][scored][None]
+        states = output.last_hidden_state[:, :-1]
+        output.last_hidden_state = states[scored.to(states.device)][None]
         return output
 
     hook = backbone.register_forward_hook(keep)

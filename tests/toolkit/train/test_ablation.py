@@ -21,6 +21,7 @@ from toolkit.train.finding import Candidate, FindAgain, Found
 from toolkit.train.recipes import Mixture
 from toolkit.train.trainers import guard_losses
 
+NO_PROBE = Mixture(whole=0.15, rounds=0.3, share=0.4, hold=0.15, probe=0.0)
 IDS = torch.arange(3, 15).repeat(4, 1) + torch.arange(4)[:, None]
 
 
@@ -39,7 +40,7 @@ def found(loaded: LoadedModel) -> Found:
 
 def drawn(loaded: LoadedModel, found: Found, **update: Any) -> DrawnAblation:
     frozen = NeuronSet(loaded.layout.widths, {2: [7]})
-    values: dict[str, Any] = {"mixture": Mixture(), "seed": 0} | update
+    values: dict[str, Any] = {"mixture": NO_PROBE, "seed": 0} | update
     ablation = DrawnAblation(loaded, frozen, **values)
     ablation.update(found, 0)
     return ablation
@@ -104,14 +105,14 @@ def test_the_mixture_is_what_it_says(loaded: LoadedModel, found: Found) -> None:
             means = {(0, 9): 0.5, (2, 4): -1.5}
             for step in plan.interventions:
                 factor = step.value / means[next(iter(step.neurons))]
-                assert min(abs(factor - f) for f in Mixture().factors) < 1e-9
+                assert min(abs(factor - f) for f in NO_PROBE.factors) < 1e-9
         elif neurons in by_rounds:
             kinds[f"rounds {by_rounds.index(neurons) + 1}"] += 1
         else:
             kinds["share"] += 1
             assert frozen <= neurons <= frozen | set(found.head)
             parts.append((len(neurons) - 1) / len(found.head))
-    own = Mixture()
+    own = NO_PROBE
     shares = {"whole": own.whole, "hold": own.hold, "share": own.share, "rounds 1": own.rounds / 2}
     for kind, share in shares.items():
         assert abs(kinds[kind] / 3000 - share) < 4 * np.sqrt(0.25 / 3000), kind
@@ -121,11 +122,11 @@ def test_the_mixture_is_what_it_says(loaded: LoadedModel, found: Found) -> None:
 
 def test_what_a_probe_finds_is_drawn_where_asked(loaded: LoadedModel, found: Found) -> None:
     probed = NeuronSet(loaded.layout.widths, {1: [30, 31]})
-    asked = drawn(loaded, replace(found, probed=probed), mixture=Mixture(probe=0.25))
-    without = drawn(loaded, found, mixture=Mixture())
+    asked = drawn(loaded, replace(found, probed=probed), mixture=replace(NO_PROBE, probe=0.25))
+    without = drawn(loaded, found)
     both = {(2, 7), (1, 30), (1, 31)}
     count = sum(neurons_of(asked.draw(1, row)) == both for row in range(2000))
-    # 0.25 beside the usual weights, which sum to one.
+    # 0.25 beside weights that sum to one.
     assert abs(count / 2000 - 0.2) < 4 * np.sqrt(0.25 / 2000)
     assert all(neurons_of(without.draw(1, row)) != both for row in range(200))
     # Nobody looked: then it is as a round.
