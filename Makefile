@@ -2,7 +2,7 @@
 # make test   lint, types and every test
 # make long   the tests that make test leaves out: the whole story in a browser, embedded model
 # make bench  the benchmarks; their JSON goes to build/
-# make replicate   the comparison of alignment methods, hours; REPLICATE_FLAGS=--quick for a look
+# make replicate   the comparison of alignment methods, hours; REPLICATE_FLAGS=--quick: 30 minutes
 
 PYTHON ?= python3.11
 VENV ?= .venv
