@@ -1,8 +1,7 @@
 """Forward passes that project onto the vocabulary only where a loss reads.
 
-A vocabulary is often larger than the rest of a small model. TRL's fused head leaves the other
-positions out where Triton runs, and elsewhere projects all of them: on a CPU that is two
-fifths of a step, most of it for nothing.
+TRL's fused head leaves the other positions out where Triton runs, and elsewhere projects all of
+them: on a CPU that was two fifths of a small model's step, most of it for nothing.
 """
 
 from collections.abc import Iterator
