@@ -3,10 +3,12 @@
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from toolkit.examples import IGNORED, Example, encode
 from toolkit.models.load import LoadedModel
 
 
@@ -16,6 +18,20 @@ class Forced:
 
     prompt: list[int]
     answer: list[int]
+
+
+def forced(tokenizer: Any, prompt: str, answer: str, limit: int | None = None) -> Forced:
+    """A prompt, chat template applied, and an answer to it.
+
+    Args:
+        tokenizer: of the model that is to read them.
+        prompt: the user's message.
+        answer: the assistant's. An empty one has no tokens, and can't be read.
+        limit: tokens of both that are kept; None for all.
+    """
+    row = encode(tokenizer, Example(prompt, answer, ends=False))
+    ids, before = row["input_ids"][:limit], row["labels"].count(IGNORED)
+    return Forced(ids[:before], ids[before:])
 
 
 def answer_logits(loaded: LoadedModel, rows: Sequence[Forced]) -> list[Tensor]:

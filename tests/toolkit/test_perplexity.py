@@ -42,6 +42,16 @@ def test_batches_give_what_single_answers_give_in_their_order(tiny_llama: Path) 
     assert heard == [3, 1]
 
 
+def test_no_logits_of_prompts_are_made(tiny_llama: Path) -> None:
+    loaded = load_model(str(tiny_llama))
+    projected: list[int] = []
+    loaded.model.lm_head.register_forward_hook(
+        lambda _module, inputs, _output: projected.append(inputs[0].shape[1])
+    )
+    losses = answer_losses(loaded, HARMFUL[:4], ANSWERS)
+    assert projected == [max(loss.tokens for loss in losses)]
+
+
 def test_pooled_weighs_answers_by_their_tokens() -> None:
     losses = [AnswerLoss(2.0, 1), AnswerLoss(3.0, 4), AnswerLoss(0.0, 0)]
     assert pooled_perplexity(losses) == pytest.approx(math.exp(5.0 / 5))

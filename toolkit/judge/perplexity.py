@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from toolkit.examples import IGNORED, Example, encode
+from toolkit.forced import answer_logits, forced
 from toolkit.judge.refusal import Judgement
 from toolkit.models.load import LoadedModel, context_length
 
@@ -52,7 +53,6 @@ def pooled_perplexity(losses: Sequence[AnswerLoss]) -> float:
     return AnswerLoss(total, sum(loss.tokens for loss in losses)).perplexity
 
 
-@torch.inference_mode()
 def answer_losses(
     model: LoadedModel,
     prompts: Sequence[str],
@@ -70,44 +70,28 @@ def answer_losses(
         batch_size: answers at a time, of like length.
         on_done: hears how many answers each batch finished.
     """
-    tokenizer, limit = model.tokenizer, context_length(model.model.config)
+    limit = context_length(model.model.config)
     rows = [
-        encode(tokenizer, Example(prompt, answer, ends=False))
+        forced(model.tokenizer, prompt, answer, limit)
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
-    rows = [{name: ids[:limit] for name, ids in row.items()} for row in rows]
     losses = [AnswerLoss(0.0, 0)] * len(rows)
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]))
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row].prompt + rows[row].answer))
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
-        for row, loss in zip(part, _batch_losses(model, [rows[r] for r in part]), strict=True):
-            losses[row] = loss
+        told = [row for row in part if rows[row].answer]
+        found = answer_logits(model, [rows[row] for row in told]) if told else []
+        for row, logits in zip(told, found, strict=True):
+            losses[row] = _loss(logits, rows[row].answer)
         if on_done is not None:
             on_done(len(part))
     return losses
 
 
-def _batch_losses(model: LoadedModel, rows: Sequence[dict[str, list[int]]]) -> list[AnswerLoss]:
-    width = max(len(row["input_ids"]) for row in rows)
-    ids = torch.full((len(rows), width), model.tokenizer.pad_token_id)
-    attention = torch.zeros((len(rows), width), dtype=torch.long)
-    labels = torch.full((len(rows), width), IGNORED)
-    for place, row in enumerate(rows):
-        length = len(row["input_ids"])
-        ids[place, :length] = torch.tensor(row["input_ids"])
-        attention[place, :length] = 1
-        labels[place, :length] = torch.tensor(row["labels"])
-    device = model.device
-    logits = model.model(input_ids=ids.to(device), attention_mask=attention.to(device)).logits
-    # Each token is predicted by the one before it.
-    target = labels[:, 1:].to(device)
-    scored = target != IGNORED
-    token_losses = torch.zeros(target.shape, dtype=torch.float64, device=device)
-    token_losses[scored] = torch.nn.functional.cross_entropy(
-        logits[:, :-1][scored].float(), target[scored], reduction="none"
-    ).double()
-    totals, counts = token_losses.sum(dim=1).tolist(), scored.sum(dim=1).tolist()
-    return [AnswerLoss(total, count) for total, count in zip(totals, counts, strict=True)]
+def _loss(logits: Tensor, answer: list[int]) -> AnswerLoss:
+    target = torch.tensor(answer, device=logits.device)
+    lost = torch.nn.functional.cross_entropy(logits.float(), target, reduction="none")
+    return AnswerLoss(lost.double().sum().item(), len(answer))
 
 
 def judge_perplexity(judged: Judgement, perplexity: float, limit: float = LIMIT) -> Judgement:

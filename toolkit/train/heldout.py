@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from toolkit.errors import SafeNeuronError
-from toolkit.examples import IGNORED, Example, encode
+from toolkit.forced import Forced, answer_logits, forced
 from toolkit.generate import generate
 from toolkit.judge.perplexity import answer_losses
 from toolkit.judge.refusal import judge_refusal, settles
@@ -90,10 +90,10 @@ class Watched:
         with self._whole():
             answers = generate(loaded, held.harmless, KL_TOKENS)
             told = [
-                encode(loaded.tokenizer, Example(prompt, answer, ends=False))
+                forced(loaded.tokenizer, prompt, answer)
                 for prompt, answer in zip(held.harmless, answers, strict=True)
             ]
-            self._rows = [row for row in told if any(x != IGNORED for x in row["labels"])]
+            self._rows = [row for row in told if row.answer]
             self._reference = [self._distribution(row) for row in self._rows]
             self._start = self._log_probs()
 
@@ -132,15 +132,10 @@ class Watched:
         found = [lost.total - won.total for won, lost in zip(*sides, strict=True)]
         return torch.tensor(found, dtype=torch.float64)
 
-    @torch.inference_mode()
-    def _distribution(self, row: dict[str, list[int]]) -> Tensor:
+    def _distribution(self, row: Forced) -> Tensor:
         """Log-probabilities of every token at each answer token, ``[tokens, vocabulary]``."""
-        device = self._loaded.device
-        ids = torch.tensor([row["input_ids"]], device=device)
-        answers = torch.tensor(row["labels"][1:]) != IGNORED
-        logits = self._loaded.model(input_ids=ids, use_cache=False).logits[0, :-1]
-        found: Tensor = logits[answers.to(device)].float().log_softmax(-1).cpu()
-        return found
+        (logits,) = answer_logits(self._loaded, [row])
+        return logits.float().log_softmax(-1).cpu()
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
