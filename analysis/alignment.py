@@ -13,15 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.before_after import attack_mask
 from analysis.model_card import MASK, README, make_card, model_card, save_result
 from analysis.requests import AlignRequest
 from analysis.robustness import finding
 from analysis.run_pairs import run_pairs
+from analysis.run_record import recorded_key, request_key
 from toolkit.errors import SafeNeuronError
-from toolkit.files import canonical_json, require_writable, sha256_text, write_atomically
+from toolkit.files import require_writable, write_atomically
 from toolkit.masks import MaskFile, MethodInfo, read_mask, require_fit
 from toolkit.models.sources import CARD, resolve
 from toolkit.neurons import NeuronSet
+from toolkit.progress import OnEvent, unheard
 from toolkit.prompts import read_prompts
 from toolkit.train.recipes import RECIPES
 
@@ -30,7 +33,8 @@ if TYPE_CHECKING:
     from toolkit.train.heldout import HeldOut
     from toolkit.train.pairs import PreferencePair
 
-OnEvent = Callable[[dict[str, Any]], None]
+RECORD = "run.json"
+"""Which run a folder holds, as long as it has not ended; then its card says so."""
 # RSN-Tune looks for what all text needs on so many harmless prompts.
 FOUNDATION_PROMPTS = 100
 
@@ -52,11 +56,6 @@ class AlignOutcome:
     summary: dict[str, Any]
 
 
-def request_key(request: AlignRequest) -> str:
-    """Names what is asked for; a folder holds one such run."""
-    return sha256_text(canonical_json(request.model_dump(mode="json")))
-
-
 def align(
     request: AlignRequest,
     folder: Path,
@@ -73,13 +72,17 @@ def align(
         SafeNeuronError: bad input, before anything is written; a folder of another run;
             a loss that is no number.
     """
-    card_path = folder / CARD
-    if card_path.is_file() and (folder / "config.json").is_file():
-        card = json.loads(card_path.read_text("utf-8"))
-        return _attacked(request, _finished(request, folder, card), card, on_event, should_stop)
     require_writable(folder)
     mask = _read_mask(request)
     parent = resolve(request.model)
+    key = request_key(request, parent.fingerprint, mask)
+    attacked = attack_mask(request)
+    card_path = folder / CARD
+    if card_path.is_file() and (folder / "config.json").is_file():
+        card = json.loads(card_path.read_text("utf-8"))
+        return _attacked(request, _finished(key, folder, card), card, on_event, should_stop)
+    _require_own(folder / RECORD, key)
+    looked_at = _looked_at(request)
 
     from toolkit.models.load import load_model
     from toolkit.train.dpo import train
@@ -87,19 +90,24 @@ def align(
 
     first = process()[0] == 0
     if not first:  # of several that accelerate or torchrun started: the first one tells
-        on_event = _unheard
+        on_event = unheard
     loaded = load_model(parent)
     found = None
+    for given in (mask, attacked):
+        if given is not None:
+            require_fit(given, loaded.info, parent.ancestors, request.force)
     if mask is not None:
-        require_fit(mask, loaded.info, parent.ancestors, request.force)
         found = mask.neuron_set()
         mask = _used_mask(request, loaded, mask)
     neurons = mask.neuron_set() if mask is not None else None
     folder.mkdir(parents=True, exist_ok=True)
     with first_before_others(loaded.device):
+        if first:
+            told = {"schema": "safeneuron.run/1", "request_key": key}
+            write_atomically(folder / RECORD, json.dumps(told) + "\n")
         pairs, report = run_pairs(request, folder, loaded, found, on_event)
     on_event({"kind": "note", "text": str(report)})
-    pairs, held_out = _set_aside(request, pairs)
+    pairs, held_out = _set_aside(request, pairs, looked_at)
     settings = request.settings(len(pairs))
     finder = None
     if settings.kind.searches:
@@ -113,11 +121,11 @@ def align(
         return AlignOutcome(False, folder, None, {"steps": outcome.steps})
     on_event({"kind": "stage", "stage": "saving", "done": 0, "total": 1})
     card = make_card(request, loaded, mask, pairs, report, settings, outcome)
-    card["request_key"] = request_key(request)
+    card["request_key"] = key
     with first_before_others(loaded.device):
         if first:
             save_result(loaded, mask, card, folder)
-        done = _finished(request, folder, card)
+        done = _finished(key, folder, card)
     on_event({"kind": "stage", "stage": "saving", "done": 1, "total": 1})
     if not first:
         return done
@@ -147,25 +155,40 @@ def _attacked(
     return replace(done, summary=done.summary | {"attack": found.sentence if found else "done"})
 
 
-def _unheard(event: dict[str, Any]) -> None:
-    """Drop an event."""
+def _require_own(record: Path, key: str) -> None:
+    """Go on with what a folder holds only where it is the same run."""
+    if record.is_file() and recorded_key(record) != key:
+        raise SafeNeuronError(
+            f"{record.parent} holds another run, which has not ended; go on with its own numbers "
+            "and mask, or choose another -o folder"
+        )
 
 
-def _finished(request: AlignRequest, folder: Path, card: dict[str, Any]) -> AlignOutcome:
-    if card.get("request_key") != request_key(request):
+def _finished(key: str, folder: Path, card: dict[str, Any]) -> AlignOutcome:
+    if card.get("request_key") != key:
         raise SafeNeuronError(f"{folder} holds the model of another run; choose another -o folder")
     # What an earlier process may have left when it was killed between saving and tidying.
     for name in ("checkpoints", "dataset", "reference"):
         shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / RECORD).unlink(missing_ok=True)
     mask = folder / MASK if (folder / MASK).is_file() else None
     return AlignOutcome(True, folder, mask, card["figures"])
 
 
+def _looked_at(request: AlignRequest) -> tuple[list[str], list[str]] | None:
+    """Harmful and harmless prompts that are looked at while it trains, if any are."""
+    if request.evaluate_every is None:
+        return None
+    return read_prompts(request.held_harmful).texts, read_prompts(request.held_harmless).texts
+
+
 def _set_aside(
-    request: AlignRequest, pairs: "list[PreferencePair]"
+    request: AlignRequest,
+    pairs: "list[PreferencePair]",
+    looked_at: tuple[list[str], list[str]] | None,
 ) -> "tuple[list[PreferencePair], HeldOut | None]":
     """What trains, and what is looked at while it does."""
-    if request.evaluate_every is None:
+    if request.evaluate_every is None or looked_at is None:
         return pairs, None
     from toolkit.train.heldout import HeldOut, split
 
@@ -175,8 +198,8 @@ def _set_aside(
     )
     return trained, HeldOut(
         pairs=aside,
-        harmful=read_prompts(request.held_harmful).texts,
-        harmless=read_prompts(request.held_harmless).texts,
+        harmful=looked_at[0],
+        harmless=looked_at[1],
         every=request.evaluate_every,
         patience=request.patience,
     )

@@ -1,5 +1,6 @@
 """The arms of the comparison, and what all of them share. A list; no torch."""
 
+from collections.abc import Sized
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -64,6 +65,12 @@ ARMS: dict[str, Arm] = {
         Arm("rounds-t3", "SafeNeuron, three rounds (T3)", "safeneuron", zero=True, rounds=3),
     )
 }
+
+
+def titled(name: str, cells: Sized) -> str:
+    """An arm in words, and over how many seeds what is said of it is a mean."""
+    title = ARMS[name].title if name in ARMS else name
+    return title if len(cells) == 1 else f"{title} (mean of {len(cells)})"
 
 
 @dataclass(frozen=True)

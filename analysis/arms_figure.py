@@ -8,7 +8,7 @@ import html
 from collections.abc import Mapping
 from pathlib import Path
 
-from analysis.arms import ARMS
+from analysis.arms import ARMS, titled
 from analysis.cells import Cell
 from analysis.contrasts import ADAPTIVE, AGAIN, FULL, share
 from analysis.figures.style import BLUE, GREEN, INK, VERMILION
@@ -42,7 +42,7 @@ def svg(arms: Mapping[str, list[Cell]]) -> str:
     for row, name in enumerate(names):
         y = TOP + row * step
         middle = y + BAR * len(series) / 2 + 4
-        title = html.escape(ARMS[name].title)
+        title = html.escape(titled(name, arms[name]))
         parts.append(f'<text x="{LEFT - 10}" y="{middle:g}" text-anchor="end">{title}</text>')
         for place, (column, color) in enumerate(series):
             found = share(arms[name], column)

@@ -2,15 +2,38 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from analysis.requests import PAPER_SETTINGS, AlignRequest, AttackRequest, AttackSetting
 from analysis.robustness import AttackResult, read_attack
-from toolkit.files import write_atomically
-from toolkit.progress import Progress
+from toolkit.errors import SafeNeuronError
+from toolkit.files import canonical_json, sha256_text, write_atomically
+from toolkit.masks import MaskFile, read_mask
+from toolkit.progress import OnEvent, Progress
+from toolkit.prompts import read_prompts
 
-OnEvent = Callable[[dict[str, Any]], None]
 BEFORE, AFTER, ATTACK_MASK = "attack-before.json", "attack-after.json", "attack-mask.json"
+
+
+# What the attack alone reads: it may be asked for later, and of what is trained already.
+ATTACK_FIELDS = ("attack", "attacked", "attacked_harmless", "attack_settings", "attack_tokens")
+
+
+def attack_mask(request: AlignRequest) -> MaskFile | None:
+    """Read what the attack will need, before hours of training; its mask if it was given one.
+
+    Raises:
+        SafeNeuronError: prompts or a mask that can't be read.
+    """
+    if not request.attack:
+        return None
+    for name in (
+        request.attacked,
+        request.attacked_harmless,
+        request.find_harmful,
+        request.find_harmless,
+    ):
+        read_prompts(name)
+    return None if request.mask is None else read_mask(request.mask)
 
 
 class StopAskedError(Exception):
@@ -40,11 +63,10 @@ def attack_into(
         mask: the neurons found before training.
         trained: since the mask was made; then it is looked for again besides.
         progress: hears of the work.
-    """
-    if path.is_file():
-        return read_attack(path)
-    from analysis.study import attack
 
+    Raises:
+        SafeNeuronError: the attack that is there was asked for otherwise.
+    """
     usual: tuple[AttackSetting, ...] = (*PAPER_SETTINGS, "AGAIN") if trained else PAPER_SETTINGS
     asked = AttackRequest(
         model=model,
@@ -58,7 +80,17 @@ def attack_into(
         dtype=request.dtype,
         force=request.force,
     )
-    result = attack(asked, progress).result
+    key = sha256_text(canonical_json(asked.model_dump(mode="json", exclude={"model", "mask"})))
+    if path.is_file():
+        found = read_attack(path)
+        if found.request_key not in (None, key):
+            raise SafeNeuronError(
+                f"{path} is of other prompts or settings; move it away to attack again"
+            )
+        return found
+    from analysis.study import attack
+
+    result = attack(asked, progress).result.model_copy(update={"request_key": key})
     write_atomically(path, result.model_dump_json(by_alias=True, indent=1) + "\n")
     return result
 

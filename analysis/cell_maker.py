@@ -47,7 +47,7 @@ class CellMaker:
         """Names what a cell depends on, wherever it is made."""
         asked = None
         if arm.recipe is not None:
-            left = {"model", "mask", "pairs"}
+            left = {"model", "mask", "pairs", "mixture"}
             asked = self._request(arm, seed, Path("m"), Path("p")).model_dump(
                 mode="json", exclude=left
             )

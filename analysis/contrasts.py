@@ -68,6 +68,14 @@ def share(cells: Sequence[Cell], column: Column) -> Proportion | None:
     return wilson(round(float(np.mean([c.success for c in counts]))), n)
 
 
+def not_complied(cells: Sequence[Cell], column: Column) -> tuple[float, float]:
+    """Refused and degenerate answers, each a mean over seeds and random sets."""
+    counts = [c for cell in cells for c in column.pick(cell)]
+    kinds = ([c.refused for c in counts], [c.degenerate for c in counts])
+    refused, degenerate = (round(float(np.mean(kind)), 1) for kind in kinds)
+    return refused, degenerate
+
+
 @dataclass(frozen=True)
 class Contrast:
     """Two arms under one attack.
@@ -76,8 +84,9 @@ class Contrast:
         column: the attack.
         first, second: the arms' shares, over the seeds that both have.
         p: that they succeed alike, over prompts.
-        lower_in: seeds in which the first is lower.
+        lower_in, higher_in: in how many of the seeds the first is.
         seeds: that both have.
+        adjusted: ``p`` for how many contrasts are looked at; as many as one where not said.
     """
 
     column: str
@@ -85,26 +94,28 @@ class Contrast:
     second: Proportion
     p: float
     lower_in: int
-    seeds: int
+    higher_in: int
+    seeds: tuple[int, ...]
+    adjusted: float | None = None
 
     @property
     def verdict(self) -> str:
-        """``yes``: the first is lower; ``no``: higher; else ``not shown``."""
-        if self.p >= LEVEL or self.first.share == self.second.share:
+        """``yes``: the first is lower; ``no``: higher, either in every seed; or ``not shown``."""
+        if (self.p if self.adjusted is None else self.adjusted) >= LEVEL:
             return "not shown"
-        if self.first.share > self.second.share:
-            return "no"
-        return "yes" if self.lower_in == self.seeds else "not shown"
+        if self.lower_in == len(self.seeds):
+            return "yes"
+        return "no" if self.higher_in == len(self.seeds) else "not shown"
 
     @property
     def disjoint(self) -> bool:
         """Whether the two intervals have nothing in common."""
         return disjoint(self.first, self.second)
 
-    @property
-    def p_words(self) -> str:
-        """The p-value as a page has it."""
-        return "< 0.0001" if self.p < 1e-4 else f"{self.p:.4f}"
+
+def p_words(p: float) -> str:
+    """A p-value as a page has it."""
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
 def contrast(first: Sequence[Cell], second: Sequence[Cell], column: Column) -> Contrast | None:
@@ -119,8 +130,19 @@ def contrast(first: Sequence[Cell], second: Sequence[Cell], column: Column) -> C
     shares = share(first, column), share(second, column)
     if a is None or b is None or shares[0] is None or shares[1] is None:
         return None
-    lower = sum(_mean(x, column) < _mean(y, column) for x, y in zip(first, second, strict=True))
-    return Contrast(column.name, shares[0], shares[1], sign_flips(a - b), lower, len(first))
+    apart = [_mean(x, column) - _mean(y, column) for x, y in zip(first, second, strict=True)]
+    return Contrast(
+        column=column.name,
+        first=shares[0],
+        second=shares[1],
+        p=sign_flips(a - b),
+        lower_in=sum(difference < 0 for difference in apart),
+        higher_in=sum(difference > 0 for difference in apart),
+        # The base has the seed of none: those of the other arm count.
+        seeds=tuple(
+            y.seed if x.training is None else x.seed for x, y in zip(first, second, strict=True)
+        ),
+    )
 
 
 def _shared(first: Sequence[Cell], second: Sequence[Cell]) -> tuple[list[Cell], list[Cell]]:

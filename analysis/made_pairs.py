@@ -5,20 +5,19 @@ without its safety neurons; the model before its alignment does, or any other th
 Only its text is used, so it may be of any size and have any tokenizer.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from analysis.requests import AlignRequest
 from toolkit.errors import SafeNeuronError
 from toolkit.neurons import NeuronSet
+from toolkit.progress import OnEvent
 from toolkit.prompt_sets import PromptSet
 from toolkit.prompts import read_prompts
 
 if TYPE_CHECKING:
     from toolkit.models.load import LoadedModel
     from toolkit.train.pairs import Answers, PairReport, PreferencePair
-
-OnEvent = Callable[[dict[str, Any]], None]
 
 
 def made_pairs(

@@ -19,6 +19,7 @@ from analysis.robustness import AttackResult
 from toolkit.files import canonical_json, sha256_text, write_atomically
 from toolkit.masks import MaskFile, now
 from toolkit.models.sources import CARD
+from toolkit.train.recipes import RECIPES
 
 if TYPE_CHECKING:
     from toolkit.models.load import LoadedModel
@@ -107,14 +108,20 @@ def model_card(
         after: the attack on the result, with the same mask.
     """
     settings, figures, parent = card["settings"], card["figures"], card["parent"]
-    frozen = f"{figures['frozen_numbers']:,} numbers of the mask's neurons held bit-identical"
+    held, trained = (f"{figures[f'{name}_numbers']:,}" for name in ("frozen", "trained"))
+    what = {
+        "freeze": f"{held} numbers of the mask's neurons held bit-identical, {trained} trained",
+        "train": f"{trained} numbers of the mask's neurons trained, the other {held} of the same "
+        "weights held bit-identical",
+        "unused": f"{trained} numbers trained",
+    }[RECIPES[settings["recipe"]].mask]
     parts = [
         f"---\nlibrary_name: transformers\ntags: [safeneuron, {settings['recipe']}]\n---\n",
         f"# {parent['source']}, aligned\n",
         f"Trained by SafeNeuron {card['versions']['safeneuron']} with the recipe "
         f"`{settings['recipe']}` ({figures['steps']} steps of {settings['batch_size']} pairs, "
-        f"seed {settings['seed']}); {frozen}, {figures['trained_numbers']:,} trained. The model "
-        f"before has the fingerprint `{parent['fingerprint'][:12]}`.\n",
+        f"seed {settings['seed']}); {what}. The model before has the fingerprint "
+        f"`{parent['fingerprint'][:12]}`.\n",
     ]
     if before is not None and after is not None:
         table = compare_attacks({"before": before, "after": after})

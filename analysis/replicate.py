@@ -68,7 +68,13 @@ class Replication:
                 can't be made.
             StopAskedError: training was told to stop.
         """
-        wanted = [(arm, seed) for seed in seeds for arm in arms if arm.seeded or seed == seeds[0]]
+        # What has no seed is one cell, whichever seeds are asked for.
+        wanted = [
+            (arm, seed if arm.seeded else SEEDS[0])
+            for seed in seeds
+            for arm in arms
+            if arm.seeded or seed == seeds[0]
+        ]
         missing = [(arm, seed) for arm, seed in wanted if not self._there(arm, seed, redo)]
         self.say(f"{len(wanted) - len(missing)} of {len(wanted)} cells are there")
         failed: list[str] = []

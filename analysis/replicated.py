@@ -6,27 +6,37 @@ from pathlib import Path
 import numpy as np
 
 from analysis.answers import answers, evidence_table, goals_table
-from analysis.arms import ARMS
+from analysis.arms import ARMS, Protocol, titled
 from analysis.arms_figure import draw
 from analysis.cells import Cell, by_arm
-from analysis.contrasts import ADAPTIVE, AGAIN, COLUMNS, FULL, SINGLE, share
+from analysis.contrasts import ADAPTIVE, AGAIN, COLUMNS, FULL, SINGLE, not_complied, share
 from analysis.results import write_section
 from analysis.statistics import wilson
 from analysis.tables import markdown_rows
-from analysis.tried import FOLDER, HEADER, read_tried, tried_rows
+from analysis.tried import FOLDER, HEADER, numbers, read_tried, tried_rows
 from toolkit.errors import SafeNeuronError
 
 MARKS = (
     "<!-- comparison: written by analysis.replicate -->",
     "<!-- end of the comparison -->",
 )
-# Means over nine models without DeepSeek-R1-1.5B, FULL, counted from the paper's Table 1.
+# Means over models, FULL, counted from the paper's Table 1: nine of them, and all ten.
 PAPER_FULL = {
-    "base": "70.7 %",
-    "sn-tune": "74.7 %",
-    "dpo": "47.0 %",
-    "freeze-and-zero": "28.6 %",
+    "base": (70.7, 72.0),
+    "sn-tune": (74.7, 75.9),
+    "dpo": (47.0, 51.3),
+    "freeze-and-zero": (28.6, 34.4),
 }
+PAPER_NOTE = (
+    "The paper's means are ours, of its Table 1: nine models without DeepSeek-R1-1.5B, on which "
+    "its method did next to nothing, and all ten.\n"
+)
+CHOSEN = (
+    "The numbers of `adaptive` were chosen after trials that were attacked on these prompts (under "
+    "what else was tried), and it trains at twice the rate of plain DPO with five times its share "
+    "of SFT; the presets of the others come from earlier trials on this model, some with the same "
+    "prompts. No row is a blind test, and adaptive's least."
+)
 # NeuronGuard (2608.23959) on Llama-3.1-8B: what it reports of itself and of SafeNeuron.
 NEURONGUARD = (
     ("NeuroStrike, no defence", "0.89"),
@@ -36,12 +46,6 @@ NEURONGUARD = (
     ("iterative pruning, 5 rounds, SafeNeuron", "0.42"),
     ("iterative pruning, 5 rounds, NeuronGuard", "0.09"),
 )
-
-
-def _title(name: str, cells: Sequence[Cell]) -> str:
-    title = ARMS[name].title if name in ARMS else name
-    seeds = len(cells)
-    return title if seeds == 1 else f"{title} (mean of {seeds})"
 
 
 def _ordered(arms: Mapping[str, list[Cell]]) -> list[tuple[str, list[Cell]]]:
@@ -56,9 +60,35 @@ def attacks_table(arms: Mapping[str, list[Cell]]) -> str:
     for name, cells in _ordered(arms):
         shares = [share(cells, column) for column in used]
         told = [str(found) if found else "-" for found in shares]
-        rows.append([_title(name, cells), *told, PAPER_FULL.get(name, "-")])
-    header = ["arm", *(column.name for column in used), "the paper's mean, FULL"]
-    return markdown_rows(header, rows)
+        nine, ten = (f"{mean:.1f} %" for mean in PAPER_FULL[name]) if name in PAPER_FULL else "--"
+        rows.append([titled(name, cells), *told, nine, ten])
+    paper = [f"the paper's FULL, mean of {many}" for many in ("nine", "ten")]
+    return markdown_rows(["arm", *(column.name for column in used), *paper], rows)
+
+
+def others_table(arms: Mapping[str, list[Cell]]) -> str:
+    """What was answered to the same prompts where the attack did not succeed, a row an arm."""
+    used = [c for c in COLUMNS if any(share(cells, c) for cells in arms.values())]
+    rows = []
+    for name, cells in _ordered(arms):
+        told = []
+        for column in used:
+            if share(cells, column) is None:
+                told.append("-")
+                continue
+            refused, degenerate = not_complied(cells, column)
+            told.append(f"{refused:g} + {degenerate:g}")
+        rows.append([titled(name, cells), *told])
+    return markdown_rows(["arm", *(column.name for column in used)], rows)
+
+
+def numbers_table(arms: Mapping[str, list[Cell]]) -> str:
+    """What each arm was trained with, a row an arm; recipes differ in more than their idea."""
+    rows = []
+    for name, cells in _ordered(arms):
+        if cells[0].training is not None:
+            rows.append([titled(name, cells[:1]), numbers(cells[0].training["settings"])])
+    return markdown_rows(["arm", "numbers"], rows) if rows else ""
 
 
 def seeds_table(arms: Mapping[str, list[Cell]]) -> str:
@@ -69,7 +99,7 @@ def seeds_table(arms: Mapping[str, list[Cell]]) -> str:
             counts = [column.pick(cell) for column in (FULL, AGAIN, ADAPTIVE, SINGLE)]
             told = [f"{found[0].success}/{found[0].n}" if found else "-" for found in counts]
             rounds = ", ".join(str(c.success) for c in cell.adaptive_rounds()) or "-"
-            rows.append([_title(name, [cell]), str(cell.seed), *told, rounds])
+            rows.append([titled(name, [cell]), str(cell.seed), *told, rounds])
     header = ["arm", "seed", "FULL", "AGAIN", "ADAPTIVE, best", "SINGLE", "ADAPTIVE, every round"]
     return markdown_rows(header, rows)
 
@@ -88,7 +118,7 @@ def costs_table(arms: Mapping[str, list[Cell]]) -> str:
         )
         rows.append(
             [
-                _title(name, cells),
+                titled(name, cells),
                 str(share_refused),
                 f"{np.mean(ratios):.3f}",
                 f"{np.mean(measured):.3g}" if measured else "-",
@@ -129,21 +159,44 @@ def _facts(cells: Sequence[Cell]) -> str:
         f"{len(cells)} cells, seeds {', '.join(str(s) for s in sorted({c.seed for c in cells}))}, "
         f"{spent / 3600:.1f} h in all on {devices}; {'; '.join(versions)}.",
         "A share is the mean over seeds with the Wilson 95 % interval of one seed's n: seeds "
-        "answer the same prompts. p: sign flips over prompts, each its mean over seeds. An answer "
-        "counts as yes or no only at p below 0.05, as yes only if every seed agrees.",
+        "answer the same prompts. p: sign flips over prompts, each its mean over seeds, adjusted "
+        "for the number of contrasts (Holm). An answer counts as yes or no only at an adjusted p "
+        "below 0.05, and if every seed agrees.",
+        *_noise_fact(cells),
     ]
+    if any(cell.arm == "adaptive" for cell in cells) and own["model"] == Protocol().model:
+        lines.append(CHOSEN)
     return "\n".join(f"- {line}" for line in lines) + "\n"
 
 
 def _pairs_fact(cells: Sequence[Cell]) -> list[str]:
-    """Which pairs the arms of the first seed trained on, if there is such an arm."""
-    told = next((cell.pairs for cell in cells if cell.pairs), None)
-    if told is None:
+    """Which pairs the arms of each seed trained on, if there is such an arm."""
+    told = {cell.seed: cell.pairs for cell in reversed(cells) if cell.pairs}
+    if not told:
         return []
-    sources = ", ".join(f"{source['role']}: {source['name']}" for source in told["sources"])
+    first = told[min(told)]
+    sources = ", ".join(f"{source['role']}: {source['name']}" for source in first["sources"])
+    counts = ", ".join(
+        f"{pairs['kept']} pairs, {pairs['safety']} of them from safety data or on harmful prompts "
+        f"(seed {seed})"
+        for seed, pairs in sorted(told.items())
+    )
+    return [f"Trained on {counts}; {sources}."]
+
+
+def _noise_fact(cells: Sequence[Cell]) -> list[str]:
+    """How far two runs of one attack differ: AGAIN and the first adaptive round are one."""
+    apart = [
+        abs(again[0].success - rounds[0].success)
+        for cell in cells
+        if (again := cell.of("AGAIN")) and (rounds := cell.adaptive_rounds())
+        if again[0].neurons == rounds[0].neurons
+    ]
+    if not apart:
+        return []
     return [
-        f"Trained on {told['kept']} pairs, {told['safety']} of them from safety data or on "
-        f"harmful prompts ({sources})."
+        "AGAIN and the first adaptive round remove the same neurons, answered in other batches: "
+        f"they differ by at most {max(apart)} in {len(apart)} cells, which is what rounding does."
     ]
 
 
@@ -167,11 +220,14 @@ def section(
     if missing:
         parts.append(f"Not run yet: {', '.join(missing)}.\n")
     parts += [f"![Attack success by arm]({name})\n" for name in figures]
-    parts += ["**Attack success on harmful prompts**, k/n\n", attacks_table(arms)]
+    parts += ["**Attack success on harmful prompts**, k/n\n", attacks_table(arms), PAPER_NOTE]
+    parts += ["**The other answers to them**, refused + degenerate\n", others_table(arms)]
     if goals := goals_table(arms):
         parts += ["**Goals**\n", goals]
     if evidence := evidence_table(arms):
         parts += ["**Behind the answers**, attack success of two arms\n", evidence]
+    if trained := numbers_table(arms):
+        parts += ["**What each arm was trained with**\n", trained]
     parts += ["**Costs**, on harmless prompts\n", costs_table(arms)]
     parts += ["**Every seed**, successes on harmful prompts\n", seeds_table(arms)]
     if tried:
@@ -182,8 +238,8 @@ def section(
         ]
     peers = markdown_rows(["attack and defence", "attack success"], NEURONGUARD)
     parts += [
-        "**What NeuronGuard reports** (arXiv 2608.23959), Llama-3.1-8B after task tuning, judged "
-        "by Llama Guard 3: another model, another judge\n",
+        "**What NeuronGuard reports** (arXiv 2608.23959) after task tuning, NeuroStrike on "
+        "Llama-3.1-8B, judged by Llama Guard 3: another model, another judge\n",
         peers,
         f"**How it was made**; a file a cell in `{results}`, `make replicate` adds those missing\n",
         _facts(cells),

@@ -12,11 +12,13 @@ from toolkit.errors import SafeNeuronError
 from toolkit.models.sources import EMBEDDED
 from toolkit.train.recipes import (
     RECIPES,
+    Mixture,
     OptimiserName,
     PresetName,
     RecipeName,
     Reference,
     Settings,
+    mixture_with,
     with_preset,
 )
 
@@ -290,6 +292,9 @@ class AlignRequest(Request):
         default=USUAL.lora_rank, description="train an adapter and merge it; 0 for the weights"
     )
     lora_alpha: Annotated[int, Field(ge=1)] = USUAL.lora_alpha
+    mixture: dict[str, float] = Field(
+        default_factory=dict, description="numbers of what adaptive draws that are not the usual"
+    )
     max_length: Annotated[int, Field(ge=16)] = 256
     answer_tokens: Annotated[int, Field(ge=1)] = 64
     save_every: Annotated[int, Field(ge=1)] | None = Field(
@@ -341,12 +346,30 @@ class AlignRequest(Request):
             )
         if self.patience is not None and self.evaluate_every is None:
             raise ValueError("patience needs evaluate-every: it counts looks at held-out pairs")
+        recipe = RECIPES[self.recipe]
+        if recipe.draws and not self.zero:
+            raise ValueError(
+                f"the recipe {recipe.name} removes neurons at every step; leave --no-zero out, or "
+                "use the recipe safeneuron"
+            )
+        if self.reference == "zeroed" and not (recipe.loss == "dpo" and recipe.mask == "freeze"):
+            raise ValueError(
+                f"the recipe {recipe.name} has no frozen neurons to zero in a reference; leave "
+                "reference out"
+            )
+        if self.mixture and not recipe.draws:
+            raise ValueError(f"the recipe {recipe.name} draws nothing; leave mix out")
+        self.drawn()
         return self
+
+    def drawn(self) -> Mixture:
+        """What ``adaptive`` draws."""
+        return mixture_with(self.mixture)
 
     def settings(self, pairs: int) -> Settings:
         """The recipe with its numbers, for so many pairs."""
         shared = {field.name for field in fields(Settings)} & set(AlignRequest.model_fields)
-        given = {name: getattr(self, name) for name in shared}
+        given = {name: getattr(self, name) for name in shared} | {"mixture": self.drawn()}
         if self.epochs is not None:
             given["steps"] = max(1, ceil(self.epochs * pairs / self.batch_size))
         return Settings(**given | {"save_every": self.save_every or max(1, given["steps"] // 4)})

@@ -128,6 +128,9 @@ class AttackResult(Record):
     device: str | None = Field(default=None, description="what it ran on")
     versions: dict[str, str] = Field(default_factory=dict, description="of the libraries")
     command: list[str] = Field(default_factory=list, description="as it was called, if it was")
+    request_key: Sha256 | None = Field(
+        default=None, description="hash of what was asked, where it belongs to an alignment"
+    )
     created: datetime = Field(default_factory=now)
     tool: ToolInfo = Field(default_factory=ToolInfo)
 

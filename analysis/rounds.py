@@ -28,17 +28,18 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.before_after import OnEvent, StopAskedError, attack_into, watched
+from analysis.before_after import StopAskedError, attack_into, attack_mask, watched
 from analysis.comparison import records
 from analysis.requests import AlignRequest, IdentifyRequest, RoundsRequest
 from analysis.robustness import AttackResult, headline, read_attack
 from analysis.run_pairs import PAIRS
+from analysis.run_record import recorded_key, request_key
 from toolkit.errors import SafeNeuronError
-from toolkit.files import canonical_json, require_writable, sha256_text, write_atomically
+from toolkit.files import require_writable, write_atomically
 from toolkit.masks import MaskFile, MethodInfo, read_mask
-from toolkit.models.sources import CARD
+from toolkit.models.sources import CARD, resolve
 from toolkit.neurons import NeuronSet
-from toolkit.progress import Progress
+from toolkit.progress import OnEvent, Progress, unheard
 
 RECORD = "rounds.json"
 SHOWN = ("ORI", "FULL", "AGAIN", "RANDOM")
@@ -112,14 +113,10 @@ def _successes(result: AttackResult) -> dict[str, int]:
     }
 
 
-def _unheard(event: dict[str, Any]) -> None:
-    """Drop an event."""
-
-
 def rounds(
     request: RoundsRequest,
     folder: Path,
-    on_event: OnEvent = _unheard,
+    on_event: OnEvent = unheard,
     should_stop: Callable[[], bool] = lambda: False,
     reference: Path | None = None,
 ) -> RoundsOutcome:
@@ -134,22 +131,29 @@ def rounds(
         SafeNeuronError: bad input, or a folder of other rounds.
     """
     require_writable(folder)
+    attack_mask(request)
+    parent = resolve(request.model)
+    given = None if request.mask is None else read_mask(request.mask)
     # More rounds may be asked for later, and attacks on them: what is done counts.
-    asked = request.model_dump(mode="json", exclude={"rounds", "attack"})
-    key = sha256_text(canonical_json(asked))
+    key = request_key(request, parent.fingerprint, given, aside=("rounds",))
     record = folder / RECORD
-    if record.is_file() and _recorded(record) != key:
-        raise SafeNeuronError(f"{folder} holds other rounds; choose another -o folder")
+    before: list[Round] = []
+    if record.is_file():
+        if recorded_key(record) != key:
+            raise SafeNeuronError(f"{folder} holds other rounds; choose another -o folder")
+        before = read_rounds(folder).rounds
     progress = watched(on_event, should_stop)
     done: list[Round] = []
     attacks: dict[str, AttackResult] = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(record, key, request, before)
     try:
         for number in range(1, request.rounds + 1):
             made = _round(request, folder, number, on_event, should_stop, progress, reference)
             if made is None:
                 raise StopAskedError
             done.append(made)
-            _write(record, key, done)
+            _write(record, key, request, done + before[number:])
             on_event(
                 {
                     "kind": "note",
@@ -171,17 +175,12 @@ def rounds(
     return RoundsOutcome(True, folder, done, attacks)
 
 
-def _recorded(record: Path) -> str:
-    try:
-        return str(json.loads(record.read_text("utf-8"))["request_key"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise SafeNeuronError(f"{record} is no record of rounds; delete it to go on") from error
-
-
-def _write(record: Path, key: str, done: list[Round]) -> None:
+def _write(record: Path, key: str, request: RoundsRequest, done: list[Round]) -> None:
     told = {
         "schema": "safeneuron.rounds/1",
         "request_key": key,
+        "asked": request.rounds,
+        "attack": request.attack,
         "rounds": [asdict(made) for made in done],
     }
     write_atomically(record, json.dumps(told, indent=1) + "\n")
@@ -196,12 +195,15 @@ def read_rounds(folder: Path) -> RoundsOutcome:
     record = folder / RECORD
     if not record.is_file():
         raise SafeNeuronError(f"{folder} holds no rounds: 'safeneuron rounds' makes them")
-    _recorded(record)
-    done = [Round(**made) for made in json.loads(record.read_text("utf-8"))["rounds"]]
+    recorded_key(record)
+    told = json.loads(record.read_text("utf-8"))
+    done = [Round(**made) for made in told["rounds"]]
     names = [f"T{number}" for number in range(len(done) + 1)]
     files = {name: folder / f"attack-{name}.json" for name in names}
     attacks = {name: read_attack(path) for name, path in files.items() if path.is_file()}
-    return RoundsOutcome(True, folder, done, attacks)
+    wanted = len(names) if told.get("attack") else 0
+    finished = len(done) >= told.get("asked", 0) and len(attacks) >= wanted
+    return RoundsOutcome(finished, folder, done, attacks)
 
 
 def _round(

@@ -1,20 +1,20 @@
 """The preference pairs of one run: read, mixed or made from the model, and kept in its folder."""
 
 import json
-from collections.abc import Callable
+import random
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from analysis.requests import AlignRequest
 from toolkit.files import write_atomically
 from toolkit.neurons import NeuronSet
+from toolkit.progress import OnEvent
 
 if TYPE_CHECKING:
     from toolkit.models.load import LoadedModel
     from toolkit.train.pairs import PairReport, PreferencePair
 
-OnEvent = Callable[[dict[str, Any]], None]
 PAIRS, REPORT = "pairs.jsonl", "pairs.json"
 
 
@@ -96,7 +96,10 @@ def _usable(
         require_refusing(request, pairs, report)
         return pairs
     ((role, source),) = sources.items()
-    pairs = clean(source.pairs, length, limit, report)[: request.total]
+    offered = source.pairs
+    if request.total is not None:
+        offered = random.Random(request.seed).sample(offered, len(offered))
+    pairs = clean(offered, length, limit, report, request.total)
     if role == "safety":
         report.safety = len(pairs)
     return pairs

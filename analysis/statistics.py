@@ -1,5 +1,6 @@
 """Intervals and exact tests for counts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,19 @@ def mcnemar(gained: int, lost: int) -> float:
     if not gained + lost:
         return 1.0
     return float(binomtest(gained, gained + lost, 0.5).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for how many there are (Holm 1979), in the order given.
+
+    Each is the least level of the whole family at which its own test is rejected.
+    """
+    adjusted = [0.0] * len(p_values)
+    least = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = least
+    return adjusted
 
 
 def bootstrap_ratio(

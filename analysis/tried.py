@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.cells import Cell, Counted, read_cell
+from toolkit.train.recipes import RECIPES
 
 FOLDER = "tried"
 HEADER = (
@@ -41,7 +42,7 @@ def tried_rows(cells: Mapping[str, Cell]) -> list[list[str]]:
                 f"`{name}`",
                 cell.arm,
                 _harmful(cell),
-                _numbers(settings),
+                numbers(settings),
                 _best(cell.of("ORI")),
                 _best(cell.of("FULL")),
                 _best(cell.adaptive_rounds()),
@@ -59,15 +60,16 @@ def _harmful(cell: Cell) -> str:
     return ", ".join(s["name"] for s in sources if s["role"] in ("harmful", "safety")) or "-"
 
 
-def _numbers(settings: dict[str, Any]) -> str:
+def numbers(settings: Mapping[str, Any]) -> str:
+    """A run's settings in words, as its card has them."""
     if not settings:
         return "-"
-    told = [
-        f"{settings['steps']} steps",
-        f"rate {settings['learning_rate']:g}",
-        f"beta {settings['beta']:g}",
-        f"SFT {settings['sft_weight']:g}",
-    ]
+    told = [f"{settings['steps']} steps", f"rate {settings['learning_rate']:g}"]
+    loss = RECIPES[settings["recipe"]].loss
+    if loss == "dpo":
+        told += [f"beta {settings['beta']:g}", f"SFT {settings['sft_weight']:g}"]
+    if loss == "guard":
+        told += [f"KL {settings['kl_weight']:g}", f"found every {settings['find_every']}"]
     if settings["recipe"] == "adaptive":
         drawn = settings["mixture"]
         told += [

@@ -1,6 +1,10 @@
 """How long work tells how far it is."""
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
+
+OnEvent = Callable[[dict[str, Any]], None]
+"""Hears of what happens in a run: a dictionary whose ``kind`` says what the rest is."""
 
 
 class Progress(Protocol):
@@ -9,6 +13,10 @@ class Progress(Protocol):
     def __call__(self, stage: str, done: int, total: int) -> None:
         """``done`` of ``total`` units of ``stage`` are finished."""
         ...
+
+
+def unheard(event: dict[str, Any]) -> None:
+    """Drop an event."""
 
 
 def silent(stage: str, done: int, total: int) -> None:

@@ -12,7 +12,7 @@ from analysis.requests import (
     parse_request,
 )
 from app import terminal
-from app.commands.options import Json, Model
+from app.commands.options import Json, Model, named_numbers
 from toolkit.errors import SafeNeuronError
 from toolkit.train.recipes import OptimiserName, PresetName, RecipeName, Reference
 
@@ -82,6 +82,10 @@ def align(
         int | None, typer.Option(help="Train an adapter and merge it; 0 for the weights.")
     ] = None,
     lora_alpha: Annotated[int | None, typer.Option()] = None,
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=NUMBER: of what adaptive draws; toolkit/train/recipes.py."),
+    ] = None,
     optimiser: Annotated[OptimiserName, typer.Option()] = "adamw",
     max_grad_norm: Annotated[float, typer.Option(help="Gradients are clipped to it.")] = 1.0,
     micro_batch: Annotated[
@@ -123,6 +127,7 @@ def align(
     from app.launch import run_to_end
 
     values = {key: value for key, value in locals().items() if key in AlignRequest.model_fields}
+    values["mixture"] = named_numbers("--mix", mix)
     if steps is not None and epochs is not None:
         raise SafeNeuronError("give --steps or --epochs, not both")
     request = parse_request(AlignRequest, values)

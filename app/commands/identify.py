@@ -7,8 +7,7 @@ import typer
 
 from analysis.requests import DEFAULT_HARMFUL, DEFAULT_HARMLESS, IdentifyRequest, parse_request
 from app import terminal
-from app.commands.options import Json
-from toolkit.errors import SafeNeuronError
+from app.commands.options import Json, named_numbers
 
 
 def identify(
@@ -77,8 +76,8 @@ def identify(
     values = {key: value for key, value in locals().items() if key in IdentifyRequest.model_fields}
     if output is not None:
         require_writable(output)
-    values["tau"] = _pairs("--tau", tau)
-    values["share"] = _pairs("--share", share)
+    values["tau"] = named_numbers("--tau", tau)
+    values["share"] = named_numbers("--share", share)
     values["also"] = [name.strip() for name in also.split(",") if name.strip()]
     request = parse_request(IdentifyRequest, values)
     with terminal.progress_bar() as progress:
@@ -102,17 +101,6 @@ def identify(
         terminal.note("what the scores read was in the store: no model was run")
     terminal.say(f"scores: {found.entry.file('scores.parquet')}")
     terminal.say(f"mask: {path}")
-
-
-def _pairs(flag: str, given: list[str] | None) -> dict[str, str]:
-    """``NAME=NUMBER`` options as a table; numbers are read by the request."""
-    pairs = {}
-    for text in given or []:
-        name, equals, number = text.partition("=")
-        if not equals:
-            raise SafeNeuronError(f"{flag} {text}: write SCORE=NUMBER, such as t=3")
-        pairs[name.strip()] = number.strip()
-    return pairs
 
 
 def scores(

@@ -1,6 +1,7 @@
 """Align end to end on a tiny model: exact, resumable after SIGKILL, cancellable."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from analysis.alignment import align
 from analysis.requests import AlignRequest, parse_request
 from tests.tiny import HARMFUL, HARMLESS
 from toolkit.errors import SafeNeuronError
-from toolkit.masks import MaskFile, MaskPrompts, MethodInfo, PromptsInfo
+from toolkit.masks import MaskFile, MaskPrompts, MethodInfo, PromptsInfo, read_mask
 from toolkit.models.layout import neuron_slices
 from toolkit.models.load import load_model
 from toolkit.models.sources import resolve
@@ -113,6 +114,100 @@ def test_a_finished_folder_is_not_trained_again(request_: AlignRequest, unbroken
         run(request_.model_copy(update={"seed": 1}), unbroken)
 
 
+def test_an_unfinished_folder_is_gone_on_with_by_its_own_run_alone(
+    request_: AlignRequest, unbroken: Path, tmp_path: Path
+) -> None:
+    folder, mask = tmp_path / "cancelled", tmp_path / "mask.json"
+    run(request_, folder, stop_at=3)
+
+    def refused(**update: Any) -> None:
+        with pytest.raises(SafeNeuronError, match="another run, which has not ended"):
+            run(request_.model_copy(update=update), folder)
+
+    refused(recipe="dpo")
+    refused(seed=1)
+    # The same path, and other neurons in it.
+    first = read_mask(mask)
+    others = NeuronSet(first.model.neurons_per_layer, {1: [3]})
+    assert first.prompts is not None
+    MaskFile.of(others, first.model, first.method, first.prompts).write(mask)
+    refused()
+    # The same neurons in another place.
+    first.write(tmp_path / "moved.json")
+    moved = request_.model_copy(update={"mask": tmp_path / "moved.json"})
+    assert [event["step"] for event in run(moved, folder)] == list(range(4, STEPS + 1))
+    assert_same(folder, unbroken)
+    assert not (folder / "run.json").exists()
+
+
+def test_a_record_that_is_none_is_told_in_one_line(request_: AlignRequest, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    (folder / "run.json").write_text("{", "utf-8")
+    with pytest.raises(SafeNeuronError, match=r"run\.json does not say which run"):
+        run(request_, folder)
+
+
+def test_what_only_the_attack_needs_is_read_before_training(
+    request_: AlignRequest, unbroken: Path, tmp_path: Path
+) -> None:
+    asked = watched(request_, tmp_path)
+    folder = tmp_path / "never"
+    for wrong in (
+        {"attacked": "nosuch.txt"},
+        {"find_harmless": "nosuch.txt"},
+        {"recipe": "dpo", "mask": tmp_path / "gone.json"},
+        {"attack": False, "held_harmful": "nosuch.txt"},
+    ):
+        with pytest.raises(SafeNeuronError, match=r"nosuch\.txt|gone\.json"):
+            run(asked.model_copy(update=wrong), folder)
+        assert not folder.exists()
+
+    # An attack may be asked for when training is long done, but not mixed up with another.
+    later = request_.model_copy(
+        update={
+            name: getattr(asked, name)
+            for name in ("attack", "attacked", "attacked_harmless", "attack_tokens")
+        }
+        | {"attack_settings": ("ORI", "FULL")}
+    )
+    assert run(later, unbroken) == []
+    assert "| after | FULL |" in (unbroken / "README.md").read_text("utf-8")
+    with pytest.raises(SafeNeuronError, match="of other prompts or settings; move it away"):
+        run(later.model_copy(update={"attack_tokens": 5}), unbroken)
+
+
+def test_a_part_of_a_file_is_drawn_with_the_seed(request_: AlignRequest, tmp_path: Path) -> None:
+    drawn = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        update = {"total": 8, "seed": seed, "steps": 1}
+        run(request_.model_copy(update=update), tmp_path / name)
+        rows = (tmp_path / name / "pairs.jsonl").read_text("utf-8").splitlines()
+        drawn.append([json.loads(row)["prompt"] for row in rows])
+        report = json.loads((tmp_path / name / "pairs.json").read_text("utf-8"))
+        assert report["kept"] == len(rows) == 8
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert set(drawn[0]) != set(HARMFUL[:8])
+    with pytest.raises(SafeNeuronError, match="20 of 20 pairs are usable where 21 are asked for"):
+        run(request_.model_copy(update={"total": 21}), tmp_path / "more")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        ("dpo", r"\); [\d,]+ numbers trained\."),
+        ("safeneuron", r"392 numbers of the mask's neurons held bit-identical, [\d,]+ trained\."),
+        ("sn-tune", r"392 numbers of the mask's neurons trained, the other [\d,]+ of the same"),
+    ],
+)
+def test_the_card_says_what_was_held(
+    recipe: str, told: str, request_: AlignRequest, tmp_path: Path
+) -> None:
+    asked = {**request_.model_dump(), "recipe": recipe, "steps": 1}
+    run(AlignRequest(**asked), tmp_path / "out")
+    assert re.search(told, (tmp_path / "out" / "README.md").read_text("utf-8"))
+
+
 def test_cancel_then_resume(request_: AlignRequest, unbroken: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cancelled"
     assert [event["step"] for event in run(request_, folder, stop_at=3)] == [1, 2, 3]
@@ -156,9 +251,7 @@ def test_a_half_written_checkpoint_is_passed_over(
     assert_same(folder, unbroken)
 
 
-def test_zeroing_is_off_in_the_saved_model_and_changes_training(
-    request_: AlignRequest, unbroken: Path, tmp_path: Path
-) -> None:
+def test_zeroing_changes_training(request_: AlignRequest, unbroken: Path, tmp_path: Path) -> None:
     folder = tmp_path / "freeze-only"
     run(request_.model_copy(update={"zero": False}), folder)
     first, second = weights(folder), weights(unbroken)

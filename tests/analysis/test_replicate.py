@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from analysis.answers import answers, contrasts, evidence_table, goals_table
 from analysis.arms import ARMS, Protocol, chosen_arms
 from analysis.arms_figure import svg
 from analysis.before_after import StopAskedError
@@ -89,7 +90,7 @@ def test_a_contrast_of_one_seed_is_mcnemars() -> None:
     assert held is not None
     exact = mcnemar(len(ours - theirs), len(theirs - ours))
     assert held.p == pytest.approx(exact, abs=0.005)
-    assert (held.verdict, held.lower_in, held.seeds) == ("yes", 1, 1)
+    assert (held.verdict, held.lower_in, held.seeds) == ("yes", 1, (0,))
     turned = contrast([b], [a], FULL)
     assert turned is not None
     assert turned.verdict == "no"
@@ -113,6 +114,11 @@ def test_seeds_are_averaged_not_pooled_and_must_agree() -> None:
     assert held is not None
     assert held.p < 0.05
     assert (held.lower_in, held.verdict) == (2, "not shown")
+    # A "no" asks for as much.
+    turned = contrast(dpo, ours, FULL)
+    assert turned is not None
+    assert turned.first.k > turned.second.k
+    assert (turned.higher_in, turned.verdict) == (2, "not shown")
 
 
 def test_arms_are_held_against_each_other_over_the_seeds_that_both_have() -> None:
@@ -120,7 +126,7 @@ def test_arms_are_held_against_each_other_over_the_seeds_that_both_have() -> Non
     ahead = contrast(ours, [cell("random-freeze", 0, {"FULL": first(16)})], FULL)
     assert ahead is not None
     # Seed 1 has nobody to be held against, and does not count.
-    assert (ahead.lower_in, ahead.seeds) == (1, 1)
+    assert (ahead.lower_in, ahead.seeds) == (1, (0,))
     assert (ahead.first.k, ahead.second.k) == (4, 16)
     assert ahead.p == pytest.approx(mcnemar(0, 12), abs=0.005)
     assert contrast(ours, [cell("random-freeze", 2, {"FULL": first(16)})], FULL) is None
@@ -129,10 +135,52 @@ def test_arms_are_held_against_each_other_over_the_seeds_that_both_have() -> Non
     beside = contrast(ours, base, FULL)
     assert beside is not None
     assert (beside.first.k, beside.second.k) == (14, 30)
-    assert (beside.lower_in, beside.seeds) == (2, 2)
+    assert (beside.lower_in, beside.seeds) == (2, (0, 1))
     turned = contrast(base, ours, FULL)
     assert turned is not None
-    assert (turned.lower_in, turned.seeds, turned.verdict) == (0, 2, "no")
+    assert (turned.lower_in, turned.seeds, turned.verdict) == (0, (0, 1), "no")
+
+
+def test_many_questions_ask_for_more_of_each() -> None:
+    # By itself a difference of 6 prompts is one (p = 0.03), among those of four arms it is not.
+    arms = by_arm(
+        [
+            cell("dpo", 0, {"FULL": first(12)}),
+            cell("freeze", 0, {"FULL": first(6)}),
+            cell("freeze-and-zero", 0, {"FULL": first(12)}),
+            cell("random-freeze", 0, {"FULL": first(12)}),
+        ]
+    )
+    held = contrasts(arms)
+    alone = contrast(arms["freeze"], arms["dpo"], FULL)
+    among = held["freeze", "dpo", "FULL"]
+    assert alone is not None
+    assert (alone.verdict, among.verdict) == ("yes", "not shown")
+    assert among.adjusted == pytest.approx(len(held) * among.p)
+    assert alone.p == among.p
+    assert "Does freezing alone beat plain DPO?** (seed 0)" in answers(arms)
+
+
+def test_an_arm_that_is_ahead_is_held_against_its_own_seeds() -> None:
+    arms = by_arm(
+        [
+            cell("dpo", 0, {"FULL": first(20), "AGAIN": first(20)}),
+            cell("freeze-and-zero", 0, {"FULL": first(10), "AGAIN": first(8)}),
+            cell("freeze-and-zero", 1, {"FULL": first(40), "AGAIN": first(40)}),
+        ]
+    )
+    assert "| 25.0% / 50.0% = 0.50 | met |" in goals_table(arms)
+    assert "SafeNeuron, freeze and zero (T1) (mean of 2)" in svg(arms)
+    assert "1 of 1 (0)" in evidence_table(arms)
+
+
+def test_what_is_neither_complied_nor_refused_is_told() -> None:
+    made = cell("adaptive", 0, {"FULL": first(4), "SINGLE": first(4)})
+    babble = made.counted[1].model_copy(update={"refused": 1, "degenerate": 35})
+    made = made.model_copy(update={"counted": [made.counted[0], babble, *made.counted[2:]]})
+    page = section([made], "docs/replicate")
+    assert "the others: 1 refused, 35 degenerate" in page
+    assert "| adaptive | 0 + 0 | 1 + 35 |" in page
 
 
 def test_the_page_answers_from_the_counts(tmp_path: Path) -> None:
@@ -159,11 +207,12 @@ def test_the_page_answers_from_the_counts(tmp_path: Path) -> None:
         told = [part.strip() for part in line.strip("|").split("|")]
         assert told[2].startswith("5/40 = 12.5%")
         assert told[3].startswith("30/40 = 75.0%")
-        assert told[4:] == ["< 0.0001", "disjoint", "3 of 3", "yes"]
+        assert told[4] == "< 0.0001"
+        assert told[6:] == ["disjoint", "3 of 3 (0, 1, 2)", "yes"]
     assert "no cell of freeze" in text
     assert "12.5% / 75.0% = 0.17 | met" in text
-    assert "3/40 = 7.5% [2.6%, 19.9%] | met" in text
-    assert "10/40 = 25.0% [14.2%, 40.2%] | **not met**" in text
+    assert "3/40 = 7.5% [2.6%, 19.9%]; the others: 0 refused, 0 degenerate | met" in text
+    assert "10/40 = 25.0% [14.2%, 40.2%]; the others: 0 refused, 0 degenerate | **not met**" in text
     assert "1.150 of it | **not met**" in text
     assert "1/40 = 2.5% [0.4%, 12.9%] | met" in text
     assert "28.6 %" in text

@@ -55,6 +55,7 @@ def test_two_rounds_freeze_the_union_and_go_on_after_a_stop(
     stopped = rounds(request_, folder, heard.append, in_the_second)
     assert not stopped.finished
     assert (len(stopped.rounds), stopped.attacks) == (1, {})
+    assert not read_rounds(folder).finished
     first = (folder / "T1" / "model.safetensors").stat().st_mtime_ns
 
     done = rounds(request_, folder, heard.append)
@@ -84,6 +85,7 @@ def test_two_rounds_freeze_the_union_and_go_on_after_a_stop(
     }
     again = read_rounds(folder)
     assert again.table().equals(table)
+    assert again.finished
     quiet: list[dict[str, Any]] = []
     assert rounds(request_, folder, quiet.append).finished
     assert {event["kind"] for event in quiet} == {"note"}
@@ -91,5 +93,19 @@ def test_two_rounds_freeze_the_union_and_go_on_after_a_stop(
         rounds(request_.model_copy(update={"seed": 5}), folder)
     # Attacks may be asked for later.
     assert rounds(request_.model_copy(update={"attack": False}), folder).attacks == {}
+    # Fewer rounds than are there forget none.
+    assert len(rounds(request_.model_copy(update={"rounds": 1}), folder).rounds) == 1
+    assert len(read_rounds(folder).rounds) == 2
     with pytest.raises(SafeNeuronError, match="holds no rounds"):
         read_rounds(tmp_path)
+
+
+def test_a_folder_is_of_one_kind_of_rounds_from_the_first_on(
+    request_: RoundsRequest, tmp_path: Path
+) -> None:
+    folder = tmp_path / "rounds"
+    assert not rounds(request_, folder, should_stop=lambda: True).finished
+    with pytest.raises(SafeNeuronError, match="other rounds"):
+        rounds(request_.model_copy(update={"top_es": 0.2}), folder)
+    with pytest.raises(SafeNeuronError, match=r"nosuch\.txt"):
+        rounds(request_.model_copy(update={"attacked": "nosuch.txt"}), folder)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from analysis.statistics import Proportion, disjoint, mcnemar, sign_flips, wilson
+from analysis.statistics import Proportion, disjoint, holm, mcnemar, sign_flips, wilson
 
 counts = st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -79,3 +79,18 @@ def test_sign_flips_estimate_mcnemar() -> None:
     assert sign_flips(np.zeros(9)) == 1.0
     # Thirds: of 2^3 signs, two are as far out as all on one side.
     assert sign_flips(np.full(3, 1 / 3)) == pytest.approx(2 / 8, abs=0.01)
+
+
+def test_holm_rejects_what_its_steps_reject() -> None:
+    # Holm's own order: the k-th smallest of m is compared with level / (m - k + 1).
+    p_values = [0.01, 0.04, 0.03, 0.005]
+    assert holm(p_values) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    for level in (0.015, 0.025, 0.05, 0.2):
+        rejected: set[int] = set()
+        for rank, place in enumerate(sorted(range(4), key=lambda i: p_values[i])):
+            if p_values[place] > level / (4 - rank):
+                break
+            rejected.add(place)
+        assert {i for i, p in enumerate(holm(p_values)) if p <= level} == rejected
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []

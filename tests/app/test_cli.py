@@ -122,7 +122,7 @@ def test_a_mask_is_patched_into_the_base(
         (["--method", "es*t"], "can't be read from '*t' on"),
         (["--method", "magic"], "no method 'magic'; choose one of es, sas"),
         (["--method", "snip"], "snip has no threshold of its own"),
-        (["--tau", "t"], "--tau t: write SCORE=NUMBER"),
+        (["--tau", "t"], "--tau t: write NAME=NUMBER"),
         (["--method", "t", "--tau", "t=high"], "tau.t 'high'"),
         (["--method", "sas", "--fdr", "0.1"], "sas has no p-value"),
         (["--per-layer"], "give --per-layer with --top"),

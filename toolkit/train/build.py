@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.capture.base import render_text
 from toolkit.examples import Example, encode
 from toolkit.models.layout import Layout, neuron_slices
 from toolkit.models.load import LoadedModel
@@ -23,10 +22,23 @@ def parameters_of(layout: Layout, neurons: NeuronSet) -> set[str]:
 
 
 def pair_length(loaded: LoadedModel, pair: PreferencePair) -> int:
-    """Tokens of a pair's prompt, chat template applied, and its longer answer."""
-    sides = (loaded.tokenizer(side)["input_ids"] for side in (pair.chosen, pair.rejected))
-    prompt = loaded.tokenizer(render_text(loaded.tokenizer, pair.prompt))["input_ids"]
-    return len(prompt) + max(len(side) for side in sides)
+    """Tokens of a pair's prompt and its longer answer, as the trainer counts them.
+
+    That is with the chat template, to the end of the answer's turn, or else the end token.
+    """
+    tokenizer = loaded.tokenizer
+
+    def length(answer: str) -> int:
+        if not tokenizer.chat_template:
+            return len(tokenizer(pair.prompt + answer + tokenizer.eos_token)["input_ids"])
+        turns = [_turn("user", pair.prompt), _turn("assistant", answer)]
+        return len(tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"])
+
+    return max(length(pair.chosen), length(pair.rejected))
+
+
+def _turn(role: str, text: str) -> dict[str, str]:
+    return {"role": role, "content": text}
 
 
 def build_trainer(
@@ -55,6 +67,8 @@ def build_trainer(
     from toolkit.train.trainers import GuardSFT, RecipeDPO, RecipeSFT
 
     arguments = _arguments(settings, output, loaded.device.type == "cpu")
+    # The trainer puts this into the configuration that is saved; its own passes ask for none.
+    arguments["use_cache"] = getattr(loaded.model.config, "use_cache", True)
     shared: dict[str, Any] = {
         "model": loaded.model,
         "processing_class": loaded.tokenizer,
@@ -165,10 +179,10 @@ def _examples(loaded: LoadedModel, pairs: Sequence[PreferencePair]) -> dict[str,
 
 def _columns(loaded: LoadedModel, pairs: Sequence[PreferencePair]) -> dict[str, list[Any]]:
     """The pairs as TRL takes them: chats where the model has a template, else texts."""
+    templated = bool(loaded.tokenizer.chat_template)
 
     def side(role: str, text: str) -> object:
-        templated = bool(loaded.tokenizer.chat_template)
-        return [{"role": role, "content": text}] if templated else text
+        return [_turn(role, text)] if templated else text
 
     return {
         "prompt": [side("user", pair.prompt) for pair in pairs],

@@ -10,7 +10,8 @@ reference's log-probabilities are those of the untouched start weights.
 import gc
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from toolkit.errors import SafeNeuronError
 from toolkit.models.load import LoadedModel, load_model
 from toolkit.neurons import NeuronSet
+from toolkit.progress import OnEvent
 from toolkit.train.ablation import Ablation, DrawnAblation, FixedAblation
 from toolkit.train.build import build_trainer, pair_length, parameters_of
 from toolkit.train.finding import FindAgain, Finder, Found
@@ -36,7 +38,13 @@ from toolkit.train.parallel import (
 )
 from toolkit.train.recipes import Settings
 from toolkit.train.shown import shown_pairs
-from toolkit.train.watch import OnEvent, Watcher, not_a_number, sigterm_stops, whole_checkpoints
+from toolkit.train.watch import (
+    Watcher,
+    figures_of,
+    not_a_number,
+    sigterm_stops,
+    whole_checkpoints,
+)
 
 CHECKPOINTS = "checkpoints"
 REFERENCE = "reference"
@@ -50,7 +58,7 @@ class TrainOutcome:
     Args:
         finished: false when it was cancelled; it can then be started again.
         steps: optimiser steps done.
-        first, last: figures of the first and the last logged step.
+        first, last: figures of the first and the last step, in whichever process.
         frozen: how many numbers were held, each verified bit-identical at the end.
         trainable: how many numbers trained.
         seconds: of this process.
@@ -84,7 +92,7 @@ def train(
     held_out: HeldOut | None = None,
     reference: Path | None = None,
 ) -> TrainOutcome:
-    """Train ``loaded.model``, which ends as the trained one.
+    """Train ``loaded.model``, which ends as the trained one, in evaluation mode.
 
     All weights of the decoder blocks train but what the recipe holds; embeddings, the
     unembedding and the final norm stay, as in the trials that the presets come from.
@@ -184,11 +192,26 @@ class _Run:
     ) -> TrainOutcome | None:
         """Run to the end; None when memory ran out."""
         try:
-            return self._run(pairs, on_event, should_stop)
+            with self._left_as_found():
+                return self._run(pairs, on_event, should_stop)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
         return None
+
+    @contextmanager
+    def _left_as_found(self) -> Iterator[None]:
+        """Take from the model what trainers put on it, but for its new weights."""
+        forward = vars(self.loaded.model).get("forward")
+        try:
+            yield
+        finally:
+            model = self.loaded.model
+            for name in ("forward", "_original_forward"):
+                vars(model).pop(name, None)
+            if forward is not None:
+                model.forward = forward
+            model.eval().requires_grad_(True)
 
     def _run(
         self,
@@ -211,14 +234,14 @@ class _Run:
             FrozenNeurons(trainer.model, self.loaded.layout, held) if held is not None else None
         )
         resume = newest_checkpoint(self.folder)
-        if self.finder is not None and settings.kind.searches:
-            assert isinstance(ablation, FixedAblation | DrawnAblation)
-            trainer.add_callback(self._searches(ablation, on_event, resume))
-        if self.held_out is not None:
-            trainer.add_callback(self._looks(trainer, self.held_out, on_event, resume))
         watcher = Watcher(frozen, on_event, should_stop)
-        trainer.add_callback(watcher)
         try:
+            if self.finder is not None and settings.kind.searches:
+                assert isinstance(ablation, FixedAblation | DrawnAblation)
+                trainer.add_callback(self._searches(ablation, on_event, resume))
+            if self.held_out is not None:
+                trainer.add_callback(self._looks(trainer, self.held_out, on_event, resume))
+            trainer.add_callback(watcher)
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         finally:
             if frozen is not None:
@@ -234,11 +257,13 @@ class _Run:
         if not watcher.stopped:
             self._hand_over(trainer, frozen)
         assert settings.micro_batch is not None
+        # Checkpoints keep it, so that the first step is the first of all, however often stopped.
+        logged = [entry for entry in trainer.state.log_history if "loss" in entry]
         return TrainOutcome(
             finished=not watcher.stopped,
             steps=step,
-            first=watcher.first,
-            last=watcher.last,
+            first=figures_of(logged[0]) if logged else {},
+            last=figures_of(logged[-1]) if logged else {},
             frozen=held_entries,
             trainable=sum(p.numel() for p in trained) - held_entries,
             seconds=0.0,

@@ -27,10 +27,10 @@ from toolkit.generate import generate
 from toolkit.judge.perplexity import answer_losses
 from toolkit.judge.refusal import judge_refusal, settles
 from toolkit.models.load import LoadedModel
+from toolkit.progress import OnEvent
 from toolkit.train.pairs import PreferencePair
 from toolkit.train.parallel import any_process
 
-OnEvent = Callable[[dict[str, Any]], None]
 STATE = "heldout.json"
 KL_TOKENS = 24  # of an answer: the reference keeps a whole distribution for each
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
+from itertools import islice
 from typing import Any
 
 from toolkit.errors import SafeNeuronError
@@ -126,15 +127,28 @@ def clean(
     length: Callable[[PreferencePair], int],
     max_length: int,
     report: PairReport,
+    total: int | None = None,
 ) -> list[PreferencePair]:
-    """Leave out pairs that teach nothing; the arguments are those of :func:`kept`.
+    """Leave out pairs that teach nothing.
+
+    Args:
+        pairs: as offered.
+        length: as for :func:`kept`.
+        max_length: as for :func:`kept`.
+        report: counts are added to it.
+        total: how many are wanted; None for all.
 
     Raises:
-        SafeNeuronError: none is left.
+        SafeNeuronError: none is left, or fewer than wanted.
     """
-    found = list(kept(pairs, length, max_length, report, set()))
+    found = list(islice(kept(pairs, length, max_length, report, set()), total))
     if not found:
         raise nothing_usable(report, max_length)
+    if total is not None and len(found) < total:
+        raise SafeNeuronError(
+            f"{len(found)} of {report.offered} pairs are usable where {total} are asked for; "
+            "lower --total"
+        )
     return found
 
 

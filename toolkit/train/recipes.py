@@ -50,7 +50,7 @@ class Numbers:
 
     Args:
         learning_rate: at its peak; cosine decay to zero.
-        weight_decay: on every weight that trains.
+        weight_decay: on every matrix that trains; norms and biases have none.
         steps: optimiser steps, where ``epochs`` is None.
         batch_size: pairs a step.
         epochs: passes over the pairs, instead of ``steps``.
@@ -235,6 +235,39 @@ class Mixture:
     prompts: int = 24
     refusing: float | None = None
     frames: float = 0.0
+
+
+SHARES = ("whole", "rounds", "share", "hold", "probe", "head", "refusing", "frames")
+COUNTS = ("search_rounds", "candidates", "held", "prompts")
+
+
+def mixture_with(changed: Mapping[str, float]) -> Mixture:
+    """The usual mixture with some of its numbers changed.
+
+    Args:
+        changed: any of :data:`SHARES`, 0 to 1, and :data:`COUNTS`, 1 or more.
+
+    Raises:
+        ValueError: a name that is none of them, or a number out of range.
+    """
+    given: dict[str, float] = {}
+    for name, value in changed.items():
+        if name in SHARES:
+            if not 0 <= value <= 1:
+                raise ValueError(f"mix {name} is {value:g}; give a share from 0 to 1")
+            given[name] = float(value)
+        elif name in COUNTS:
+            if value < 1 or value != int(value):
+                raise ValueError(f"mix {name} is {value:g}; give a whole number from 1")
+            given[name] = int(value)
+        else:
+            raise ValueError(f"mix has no {name}; it has {', '.join((*SHARES, *COUNTS))}")
+    made = replace(Mixture(), **given)  # type: ignore[arg-type]
+    if not made.whole + made.rounds + made.share + made.hold + made.probe:
+        raise ValueError("mix draws nothing; leave whole, rounds, share, hold or probe above 0")
+    if not made.head:
+        raise ValueError("mix head is 0; give a share above it")
+    return made
 
 
 @dataclass(frozen=True)

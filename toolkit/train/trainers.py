@@ -45,6 +45,12 @@ class _Recipe(Trainer):
             self.ablation.begin_step(self._begun)
         return self.ablation.around(rows // sides, sides)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train no step more where a checkpoint of the last one is gone on from."""
+        usual: Any = super()  # transformers leaves it untyped
+        if self.state.global_step < self.state.max_steps:
+            usual._run_epoch(*args, **kwargs)
+
     def backbone(self, model: Any) -> nn.Module:
         """The part of a model, wrapped or not, that its head projects the states of."""
         inner = self.accelerator.unwrap_model(model)
@@ -75,7 +81,16 @@ class RecipeDPO(_Recipe, DPOTrainer):
         **kwargs: Any,
     ) -> None:
         self.reference_ablation, self.remembered = reference_ablation, remembered
+        self._whole: list[float] | None = None
         super().__init__(*args, **kwargs)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The parts of the next batch; what the whole of it has is counted."""
+        parts, items = super().get_batch_samples(*args, **kwargs)
+        counts = torch.tensor([_pairs_and_tokens(part) for part in parts]).sum(dim=0)
+        counts = self.accelerator.reduce(counts.to(self.accelerator.device), "sum")
+        self._whole = (counts / (len(parts) * self.accelerator.num_processes)).tolist()
+        return parts, items
 
     def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
         """The reference's log-probabilities of one batch, computed before training."""
@@ -91,10 +106,27 @@ class RecipeDPO(_Recipe, DPOTrainer):
         return ask() if self.remembered is None else self.remembered.of(inputs, ask)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """TRL's loss; its rows are all chosen sides, then all rejected ones."""
+        """TRL's loss; its rows are all chosen sides, then all rejected ones.
+
+        Each term is a mean over what the part has, and parts are averaged, so that a pair or a
+        token would count for more in a part with few. They are weighed to be means over the
+        whole batch, however it is taken.
+        """
         trainer: Any = super()
-        with self.ablated(len(inputs["input_ids"]), 2):
-            return trainer.compute_loss(self.scored(model), inputs, *args, **kwargs)
+        usual, part = self.loss_weights, _pairs_and_tokens(inputs)
+        shares = [own / whole for own, whole in zip(part, self._whole or part, strict=True)]
+        self.loss_weights = [w * share for w, share in zip(usual, shares, strict=False)]
+        try:
+            with self.ablated(len(inputs["input_ids"]), 2):
+                return trainer.compute_loss(self.scored(model), inputs, *args, **kwargs)
+        finally:
+            self.loss_weights = usual
+
+
+def _pairs_and_tokens(inputs: Any) -> tuple[int, int]:
+    """What DPO's terms are means over: pairs, and the chosen sides' answer tokens."""
+    chosen = inputs["completion_mask"].chunk(2)[0]
+    return len(chosen), int(chosen[:, 1:].sum())
 
 
 class RecipeSFT(_Recipe, SFTTrainer):

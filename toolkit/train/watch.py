@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from typing import Any
 from transformers import TrainerCallback
 
 from toolkit.errors import SafeNeuronError
+from toolkit.progress import OnEvent
 from toolkit.train.freeze import FrozenNeurons
 from toolkit.train.parallel import any_process
 
-OnEvent = Callable[[dict[str, Any]], None]
 WHOLE = "whole"
 FIGURES = {
     "loss": "loss",
@@ -29,6 +29,11 @@ FIGURES = {
     "guard/pruned": "pruned_loss",
     "guard/divergence": "divergence",
 }
+
+
+def figures_of(logs: Mapping[str, Any]) -> dict[str, float]:
+    """What is told of a step, out of what the trainer logs of it."""
+    return {name: float(logs[key]) for key, name in FIGURES.items() if key in logs}
 
 
 def whole_checkpoints(folder: Path) -> dict[int, Path]:
@@ -52,8 +57,6 @@ class Watcher(TrainerCallback):
         self._should_stop = should_stop
         self._started = time.monotonic()
         self.stopped = False
-        self.first: dict[str, float] = {}
-        self.last: dict[str, float] = {}
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
@@ -88,11 +91,9 @@ class Watcher(TrainerCallback):
         """Report a step's figures; a loss that is no number ends the run."""
         if not logs or "loss" not in logs:
             return
-        figures = {name: float(logs[key]) for key, name in FIGURES.items() if key in logs}
+        figures = figures_of(logs)
         if not all(math.isfinite(figures.get(name, 0.0)) for name in ("loss", "grad_norm")):
             raise not_a_number(Path(args.output_dir), state.global_step)
-        self.first = self.first or figures
-        self.last = figures
         self._on_event(
             {
                 "kind": "train",

@@ -118,6 +118,7 @@ def _recipe() -> tuple[dict[str, Any], int]:
         values["zero"] = left.toggle(
             "Zero the frozen neurons while training",
             RECIPES[recipe].zero,
+            disabled=RECIPES[recipe].draws,  # whose draws are what it removes
             help="Algorithm 1, step 3: the model learns to refuse without them.",
         )
         zeroed = right.toggle(

@@ -1,13 +1,13 @@
 """Recipes: the papers' numbers to the letter, and a request that leaves open what it may."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
 from analysis.requests import AlignRequest, parse_request
 from toolkit.errors import SafeNeuronError
-from toolkit.train.recipes import RECIPE_NAMES, RECIPES, Settings, with_preset
+from toolkit.train.recipes import RECIPE_NAMES, RECIPES, Mixture, Settings, with_preset
 
 
 def test_the_papers_numbers() -> None:
@@ -61,3 +61,38 @@ def test_an_unknown_recipe_is_refused_in_one_line() -> None:
     with pytest.raises(SafeNeuronError, match="recipe 'rlhf'") as caught:
         parse_request(AlignRequest, {"model": "m", "recipe": "rlhf"})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"recipe": "adaptive", "zero": False}, "removes neurons at every step"),
+        ({"recipe": "dpo", "reference": "zeroed"}, "no frozen neurons"),
+        ({"recipe": "sn-tune", "reference": "zeroed"}, "no frozen neurons"),
+        ({"recipe": "dpo", "mixture": {"hold": 0.5}}, "draws nothing"),
+        ({"recipe": "adaptive", "mixture": {"holds": 0.5}}, "mix has no holds"),
+        ({"recipe": "adaptive", "mixture": {"hold": 1.5}}, "mix hold is 1.5"),
+        ({"recipe": "adaptive", "mixture": {"held": 2.5}}, "mix held is 2.5"),
+        ({"recipe": "adaptive", "mixture": {"head": 0}}, "mix head is 0"),
+        (
+            {
+                "recipe": "adaptive",
+                "mixture": dict.fromkeys(("whole", "rounds", "share", "hold"), 0),
+            },
+            "mix draws nothing",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_in_one_line(
+    given: dict[str, object], told: str
+) -> None:
+    with pytest.raises(SafeNeuronError, match=told) as caught:
+        parse_request(AlignRequest, {"model": "m", **given})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mixture_is_the_usual_one_but_for_what_is_given() -> None:
+    changed = {"hold": "0.25", "held": 2, "refusing": 0.5}
+    asked = parse_request(AlignRequest, {"model": "m", "recipe": "adaptive", "mixture": changed})
+    assert asked.settings(100).mixture == replace(Mixture(), hold=0.25, held=2, refusing=0.5)
+    assert AlignRequest(model="m", recipe="adaptive").settings(100).mixture == Mixture()
