@@ -27,7 +27,7 @@ from analysis.requests import (
     IdentifyRequest,
     Request,
 )
-from analysis.robustness import AttackResult, headline
+from analysis.robustness import AttackResult, headline, succeeded
 from analysis.store import Entry, Store
 from analysis.study import Identified, attack, identify
 from analysis.topics import Topics, identify_topics
@@ -276,7 +276,17 @@ def _scale_rows(result: AttackResult, share: float) -> pd.DataFrame:
     kept = (table["side"] == "harmful") & table["setting"].isin(SCALE_SETTINGS)
     columns = ["setting", "success", "success_low", "success_high", "k_success", "n"]
     columns += ["refused", "degenerate"]
-    return table.loc[kept, columns].assign(data=share)
+    rows = table.loc[kept, columns].assign(data=share)
+    return rows.assign(outcomes=[_outcomes(result, name) for name in rows["setting"]])
+
+
+def _outcomes(result: AttackResult, setting: str) -> list[float]:
+    """Success on each harmful prompt in order, a mean over random sets."""
+    hits: dict[int, list[bool]] = {i: [] for i in range(result.prompts["harmful"].count)}
+    for answer in result.answers:
+        if (answer.setting, answer.side) == (setting, "harmful"):
+            hits[answer.index].append(succeeded(answer))
+    return [sum(each) / len(each) if each else 0.0 for each in hits.values()]
 
 
 def _random_curve(result: AttackResult) -> pd.DataFrame:

@@ -12,10 +12,12 @@ from analysis.depth import centre_of_mass, depth_table
 from analysis.overlap.composition import Composition
 from analysis.overlap.pairs import PairOverlap, pair_overlap
 from analysis.redistribution import Halving, Redistribution
-from analysis.statistics import two_proportions, wilson
+from analysis.statistics import holm, sign_flips, two_proportions, wilson
 from toolkit.neurons import NeuronSet
 
 LEVEL = 0.05
+SETTLED = 0.1
+"""A curve that loses no more than this share of itself in its last step has settled."""
 
 
 def p_words(p: float) -> str:
@@ -112,27 +114,45 @@ def kway_words(table: pd.DataFrame) -> list[str]:
         f"It {'falls at every step' if falls else 'does not fall at every step'}",
     ]
     if len(steps) > 1:
-        settles = steps[-1] <= 0.25 * steps[0]
+        # Against what was left, not against the first step: a curve that goes to nothing, as
+        # chance does, also ends in small steps.
+        lost = steps[-1] / ratio[-2] if ratio[-2] > 0 else 0.0
+        settles = last["ratio"] > 0 and lost <= SETTLED
         told[-1] += (
-            f"; the last step is {steps[-1]:.2%} after a first of {steps[0]:.2%}, so it "
-            f"{'has settled' if settles else 'is still falling'}, {_agrees(bool(settles))} "
-            '("converges", with ten topics)'
+            f"; the last step takes {lost:.0%} of what was left, the first took "
+            f"{steps[0] / ratio[0]:.0%}, so it "
+            + (
+                "has settled, as the paper says"
+                if settles
+                else f"has not settled with {last['k']:.0f} topics"
+            )
+            + ' ("converges", with ten)'
         )
     told[-1] += "."
     return told
 
 
 def scale_words(scale: pd.DataFrame) -> list[str]:
-    """Figure 6: does more alignment data make attacks fail?"""
-    told = []
+    """Figure 6: does more alignment data make attacks fail?
+
+    Prompts are paired between the two ends (sign flips), p is for all settings (Holm).
+    """
+    ends = []
     for setting, rows in scale.groupby("setting", sort=False):
         ordered = rows.sort_values("data")
-        start, end = ordered.iloc[0], ordered.iloc[-1]
-        if len(ordered) < 2:
-            continue
+        if len(ordered) > 1:
+            ends.append((setting, ordered.iloc[0], ordered.iloc[-1]))
+    # The same prompts at either end, and as many tests as settings.
+    p_values = holm(
+        [
+            sign_flips(np.subtract(end["outcomes"], start["outcomes"], dtype=np.float64))
+            for _, start, end in ends
+        ]
+    )
+    told = []
+    for (setting, start, end), p in zip(ends, p_values, strict=True):
         a = wilson(int(start["k_success"]), int(start["n"]))
         b = wilson(int(end["k_success"]), int(end["n"]))
-        p = two_proportions(a, b)
         fewer = b.share < a.share
         verdict = f"{'fewer' if fewer else 'more'} ({p_words(p)}), {_agrees(fewer)}"
         if p >= LEVEL:
@@ -241,7 +261,13 @@ def _sturdier(before: Halving, after: Halving) -> str:
     if before.refused == 0 or after.refused == 0:
         return "One of the two refuses nothing, so there is nothing to halve."
     if low_after > high_before:
-        return "The aligned model takes clearly more removals, as the paper says."
-    if high_after < low_before:
-        return "The aligned model takes clearly fewer removals, unlike the paper."
-    return "The two intervals overlap, so the paper's claim is neither shown nor refuted here."
+        change = "clearly more removals"
+    elif high_after < low_before:
+        change = "clearly fewer removals"
+    else:
+        return "The two intervals overlap, so that neither is shown to take more removals."
+    return (
+        f"The aligned model takes {change} to lose half of its own refusals; whole it refuses "
+        f"{after.refused:.0%}, where the one before refuses {before.refused:.0%}, so that the "
+        "halves are not the same."
+    )

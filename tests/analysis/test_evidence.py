@@ -242,17 +242,24 @@ def test_words_of_k_sets() -> None:
     told = kway_words(kway_of([0.5, 0.3, 0.28], [0.01, 1e-4, 1e-6]))
     assert "28.0% for all 4" in told[0]
     assert "2.8e+05 times" in told[0]
+    # A curve that goes to nothing, as chance does, has small steps and has not settled.
+    sinking = kway_words(kway_of([0.01, 1e-4, 1e-6], [0.01, 1e-4, 1e-6]))
+    assert "takes 99% of what was left, the first took 99%, so it has not settled" in sinking[1]
     assert "chance does not explain, as the paper says" in told[0]
-    assert "falls at every step; the last step is 2.00% after a first of 20.00%" in told[1]
+    assert "falls at every step; the last step takes 7% of what was left, the first" in told[1]
     assert "has settled, as the paper says" in told[1]
     told = kway_words(kway_of([0.02, 0.01, 0.0], [0.02, 0.001, 1e-4]))
     assert "no more than chance, unlike the paper" in told[0]
-    assert "is still falling, unlike the paper" in told[1]
+    assert "the last step takes 100% of what was left" in told[1]
+    assert "has not settled with 4 topics" in told[1]
 
 
 def scale_of(first: int, last: int) -> pd.DataFrame:
-    rows = [{"setting": "FULL", "data": d, "k_success": k, "n": 100} for d, k in
-            ((0.0, first), (1.0, last))]  # fmt: skip
+    rows = [
+        {"setting": "FULL", "data": data, "k_success": k, "n": 100}
+        | {"outcomes": [1.0] * k + [0.0] * (100 - k)}
+        for data, k in ((0.0, first), (1.0, last))
+    ]
     return pd.DataFrame(rows)
 
 
@@ -262,8 +269,15 @@ def test_words_of_the_data() -> None:
     assert "fewer (p < 0.0001), as the paper says" in told
     (told,) = scale_words(scale_of(20, 80))
     assert "more (p < 0.0001), unlike the paper" in told
+    # Two more of the same prompts, none fewer.
     (told,) = scale_words(scale_of(20, 22))
-    assert "no clear change (p = 0.86), which neither shows nor refutes" in told
+    assert "no clear change (p = 0." in told
+    assert "which neither shows nor refutes" in told
+    # Of six settings alike, each has to be six times as clear.
+    several = pd.concat([scale_of(20, 27).assign(setting=name) for name in "ABCDEF"])
+    (alone,) = scale_words(scale_of(20, 27))
+    assert "more (p = 0.0" in alone
+    assert all("no clear change" in line for line in scale_words(several))
 
 
 def test_words_of_an_overlap() -> None:
@@ -291,12 +305,13 @@ def test_words_of_what_moved() -> None:
     fragile, sturdy = Halving(50, 40, 60, 900, 0.9), Halving(None, 700, None, 900, 0.9)
     said = redistribution_words(replace(moved, halving=(fragile, sturdy)))
     assert "50 [40, 60] before, not reached by 900 [700, > 900] after" in said[2]
-    assert said[3] == "The aligned model takes clearly more removals, as the paper says."
+    assert said[3].startswith("The aligned model takes clearly more removals to lose half of its")
+    assert "refuses 90%, where the one before refuses 90%" in said[3]
     said = redistribution_words(replace(moved, halving=(sturdy, fragile)))
-    assert said[3] == "The aligned model takes clearly fewer removals, unlike the paper."
+    assert said[3].startswith("The aligned model takes clearly fewer removals")
     wide = Halving(100, 30, None, 900, 0.9)
     said = redistribution_words(replace(moved, halving=(fragile, wide), control=(sturdy, sturdy)))
-    assert "neither shown nor refuted" in said[3]
+    assert "neither is shown to take more" in said[3]
     assert said[4].startswith("The same with random neurons: not reached by 900")
     nothing = Halving(None, None, None, 900, 0.0)
     said = redistribution_words(replace(moved, halving=(nothing, wide)))
