@@ -221,7 +221,11 @@ def section(
         parts.append(f"Not run yet: {', '.join(missing)}.\n")
     parts += [f"![Attack success by arm]({name})\n" for name in figures]
     parts += ["**Attack success on harmful prompts**, k/n\n", attacks_table(arms), PAPER_NOTE]
-    parts += ["**The other answers to them**, refused + degenerate\n", others_table(arms)]
+    parts += [
+        "**The other answers to them**, refused + degenerate; SINGLE picks its neuron by refusals "
+        "alone, so that what it leaves may be babble\n",
+        others_table(arms),
+    ]
     if goals := goals_table(arms):
         parts += ["**Goals**\n", goals]
     if evidence := evidence_table(arms):

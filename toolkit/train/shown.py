@@ -24,7 +24,7 @@ def shown_pairs(
 ) -> list[PreferencePair]:
     """The pairs of a run, a row for each time that one is shown.
 
-    Every pair of a kind is shown once before one is shown twice. A pair whose frame makes it
+    Pairs of a kind are shown equally often, or once more, in an order that is drawn. A pair whose frame makes it
     longer than the run takes is shown without.
 
     Args:
