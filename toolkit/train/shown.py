@@ -24,8 +24,8 @@ def shown_pairs(
 ) -> list[PreferencePair]:
     """The pairs of a run, a row for each time that one is shown.
 
-    Pairs of a kind are shown equally often, or once more, in an order that is drawn. A pair whose frame makes it
-    longer than the run takes is shown without.
+    Pairs of a kind are shown equally often, or once more, in an order that is drawn. A pair
+    whose frame makes it longer than the run takes is shown without.
 
     Args:
         pairs: what there is, in order.
