@@ -196,8 +196,8 @@ def test_pages_read_nothing_outside(asked: Request, own_home: Path) -> None:
 REQUESTS = (IdentifyRequest, AttackRequest, AlignRequest, RedTeamRequest, RoundsRequest)
 REQUESTS += (ChatRequest, NeuronRequest, Removal, Question)
 # Texts in requests that are neither a path nor a name: scores, and expressions of them; a
-# study's key; what is said to a model.
-NAMES_NOTHING = {"method", "tau", "share", "also", "study", "score", "prompt"}
+# study's key; numbers of a mixture; what is said to a model.
+NAMES_NOTHING = {"method", "tau", "share", "also", "study", "score", "prompt", "mixture"}
 
 
 @pytest.mark.parametrize("kind", REQUESTS, ids=lambda kind: kind.__name__)
