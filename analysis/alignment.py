@@ -18,7 +18,7 @@ from analysis.model_card import MASK, README, make_card, model_card, save_result
 from analysis.requests import AlignRequest
 from analysis.robustness import finding
 from analysis.run_pairs import run_pairs
-from analysis.run_record import recorded_key, request_key
+from analysis.run_record import RECORD, is_whole, request_key, require_own
 from toolkit.errors import SafeNeuronError
 from toolkit.files import require_writable, write_atomically
 from toolkit.masks import MaskFile, MethodInfo, read_mask, require_fit
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from toolkit.train.heldout import HeldOut
     from toolkit.train.pairs import PreferencePair
 
-RECORD = "run.json"
-"""Which run a folder holds, as long as it has not ended; then its card says so."""
 # RSN-Tune looks for what all text needs on so many harmless prompts.
 FOUNDATION_PROMPTS = 100
 
@@ -72,16 +70,15 @@ def align(
         SafeNeuronError: bad input, before anything is written; a folder of another run;
             a loss that is no number.
     """
-    require_writable(folder)
+    require_writable(folder, "folder")
     mask = _read_mask(request)
     parent = resolve(request.model)
     key = request_key(request, parent.fingerprint, mask)
     attacked = attack_mask(request)
-    card_path = folder / CARD
-    if card_path.is_file() and (folder / "config.json").is_file():
-        card = json.loads(card_path.read_text("utf-8"))
-        return _attacked(request, _finished(key, folder, card), card, on_event, should_stop)
-    _require_own(folder / RECORD, key)
+    require_own(folder, key)
+    if is_whole(folder):
+        card = json.loads((folder / CARD).read_text("utf-8"))
+        return _attacked(request, _finished(folder, card), card, on_event, should_stop)
     looked_at = _looked_at(request)
 
     from toolkit.models.load import load_model
@@ -125,7 +122,7 @@ def align(
     with first_before_others(loaded.device):
         if first:
             save_result(loaded, mask, card, folder)
-        done = _finished(key, folder, card)
+        done = _finished(folder, card)
     on_event({"kind": "stage", "stage": "saving", "done": 1, "total": 1})
     if not first:
         return done
@@ -155,18 +152,18 @@ def _attacked(
     return replace(done, summary=done.summary | {"attack": found.sentence if found else "done"})
 
 
-def _require_own(record: Path, key: str) -> None:
-    """Go on with what a folder holds only where it is the same run."""
-    if record.is_file() and recorded_key(record) != key:
-        raise SafeNeuronError(
-            f"{record.parent} holds another run, which has not ended; go on with its own numbers "
-            "and mask, or choose another -o folder"
-        )
+def standing(request: AlignRequest, folder: Path) -> bool:
+    """Whether a folder holds what is asked for, as model, mask and pairs now are; runs nothing.
+
+    Raises:
+        SafeNeuronError: it holds another run, or what is asked for can't be read.
+    """
+    parent = resolve(request.model)
+    require_own(folder, request_key(request, parent.fingerprint, _read_mask(request)))
+    return is_whole(folder)
 
 
-def _finished(key: str, folder: Path, card: dict[str, Any]) -> AlignOutcome:
-    if card.get("request_key") != key:
-        raise SafeNeuronError(f"{folder} holds the model of another run; choose another -o folder")
+def _finished(folder: Path, card: dict[str, Any]) -> AlignOutcome:
     # What an earlier process may have left when it was killed between saving and tidying.
     for name in ("checkpoints", "dataset", "reference"):
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -66,7 +66,8 @@ ANSWERED = 256
 class Request(BaseModel):
     """Base of all requests: closed and frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A number that is none has no JSON, and no meaning in any request.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 AnyRequest = TypeVar("AnyRequest", bound=Request)
@@ -142,7 +143,15 @@ class AttackRequest(Request):
     find_harmless: str = DEFAULT_HARMLESS
     seeds: Annotated[int, Field(ge=1, le=100)] = 5
     sweep_score: Method = "es+sas"
-    sweep_shares: tuple[Share, ...] = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+    sweep_shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (
+        0.001,
+        0.002,
+        0.005,
+        0.01,
+        0.02,
+        0.05,
+        0.1,
+    )
     hold_factors: tuple[float, ...] = (1.0, 2.0)
     hold_at: tuple[float, ...] = ()
     rounds: Annotated[int, Field(ge=1, le=50)] = 5
@@ -161,6 +170,12 @@ class AttackRequest(Request):
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     keep_responses: bool = False
     force: bool = False
+
+    @model_validator(mode="after")
+    def _holds_something(self) -> "AttackRequest":
+        if "HOLD" in (self.settings or ()) and not (self.hold_factors or self.hold_at):
+            raise ValueError("hold has no constant; give hold-factors or hold-at")
+        return self
 
 
 class RedTeamRequest(Request):
@@ -417,6 +432,9 @@ def parse_request(kind: type[AnyRequest], values: object) -> AnyRequest:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "request"
+        told = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:  # of several fields, which it names
+            raise SafeNeuronError(told) from error
+        place = ".".join(str(part) for part in first["loc"])
         given = str(first["input"])[:60]
-        raise SafeNeuronError(f"{place.replace('_', '-')} {given!r}: {first['msg']}") from error
+        raise SafeNeuronError(f"{place.replace('_', '-')} {given!r}: {told}") from error

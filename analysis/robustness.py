@@ -135,6 +135,17 @@ class AttackResult(Record):
     tool: ToolInfo = Field(default_factory=ToolInfo)
 
 
+def unheard_judge(result: AttackResult) -> str | None:
+    """What to do where the judge of harm gave no verdict at all; None where it gave any."""
+    told = [answer.harm for answer in result.answers if answer.harm is not None]
+    if not told or any(harm.verdict != "unparsed" for harm in told):
+        return None
+    return (
+        f"the judge {result.harm_judge} gave no verdict on any of {len(told)} answers "
+        f"({told[0].why}); mend it, and attack again without what is stored ('safeneuron cache')"
+    )
+
+
 def read_attack(path: Path) -> AttackResult:
     """Read an attack file.
 

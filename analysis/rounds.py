@@ -33,7 +33,7 @@ from analysis.comparison import records
 from analysis.requests import AlignRequest, IdentifyRequest, RoundsRequest
 from analysis.robustness import AttackResult, headline, read_attack
 from analysis.run_pairs import PAIRS
-from analysis.run_record import recorded_key, request_key
+from analysis.run_record import is_whole, recorded_key, request_key
 from toolkit.errors import SafeNeuronError
 from toolkit.files import require_writable, write_atomically
 from toolkit.masks import MaskFile, MethodInfo, read_mask
@@ -130,18 +130,10 @@ def rounds(
     Raises:
         SafeNeuronError: bad input, or a folder of other rounds.
     """
-    require_writable(folder)
+    require_writable(folder, "folder")
     attack_mask(request)
-    parent = resolve(request.model)
-    given = None if request.mask is None else read_mask(request.mask)
-    # More rounds may be asked for later, and attacks on them: what is done counts.
-    key = request_key(request, parent.fingerprint, given, aside=("rounds",))
-    record = folder / RECORD
-    before: list[Round] = []
-    if record.is_file():
-        if recorded_key(record) != key:
-            raise SafeNeuronError(f"{folder} holds other rounds; choose another -o folder")
-        before = read_rounds(folder).rounds
+    key, record = _key(request), folder / RECORD
+    before = _rounds_before(folder, key)
     progress = watched(on_event, should_stop)
     done: list[Round] = []
     attacks: dict[str, AttackResult] = {}
@@ -173,6 +165,34 @@ def rounds(
     except StopAskedError:
         return RoundsOutcome(False, folder, done, attacks)
     return RoundsOutcome(True, folder, done, attacks)
+
+
+def _key(request: RoundsRequest) -> str:
+    """Names the rounds; more may be asked for later, and attacks on them: what is done counts."""
+    given = None if request.mask is None else read_mask(request.mask)
+    return request_key(request, resolve(request.model).fingerprint, given, aside=("rounds",))
+
+
+def _rounds_before(folder: Path, key: str) -> list[Round]:
+    record = folder / RECORD
+    if not record.is_file():
+        return []
+    if recorded_key(record) != key:
+        raise SafeNeuronError(
+            f"{folder} holds other rounds: other numbers, or another model, mask or pairs; choose "
+            "another -o folder"
+        )
+    return read_rounds(folder).rounds
+
+
+def standing(request: RoundsRequest, folder: Path) -> bool:
+    """Whether a folder holds the rounds that are asked for; runs nothing.
+
+    Raises:
+        SafeNeuronError: it holds others, or what is asked for can't be read.
+    """
+    done = _rounds_before(folder, _key(request))
+    return len(done) >= request.rounds and all(is_whole(Path(each.model)) for each in done)
 
 
 def _write(record: Path, key: str, request: RoundsRequest, done: list[Round]) -> None:

@@ -96,7 +96,7 @@ def require_table(path: Path) -> None:
     """
     if path.suffix.lower() not in WRITERS:
         raise SafeNeuronError(f"{path}: name a table {', '.join(WRITERS)}")
-    require_writable(path)
+    require_writable(path, "file")
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

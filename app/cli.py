@@ -64,6 +64,9 @@ app.command()(chat)
 app.command()(rounds)
 
 
+STOPPED = 130
+
+
 def main() -> None:
     """Run a command; bad input ends in one line on stderr and exit code 2."""
     try:
@@ -73,9 +76,17 @@ def main() -> None:
         sys.exit(2)
     except typer.TyperException as error:
         message = getattr(error, "format_message", error.__str__)()
-        terminal.note("safeneuron: " + " ".join(message.removeprefix("Value error, ").split()))
+        terminal.note("safeneuron: " + " ".join(message.replace("Value error, ", "").split()))
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        why = f"{error.filename}: {error.strerror}; choose a place that can be read and written"
+        terminal.note(f"safeneuron: {why}")
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
-        terminal.note("safeneuron: stopped")
-        sys.exit(130)
+        code = STOPPED
+    # Typer makes a code of Ctrl-C.
+    if code == STOPPED:
+        terminal.note("safeneuron: stopped; the same command goes on, or begins again")
     sys.exit(code if isinstance(code, int) else 0)

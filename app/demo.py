@@ -48,7 +48,7 @@ def run_demo(output: Path | None, progress: Progress) -> Demo:
         progress: hears of the work.
     """
     folder = output or home() / "demo"
-    require_writable(folder)
+    require_writable(folder, "folder")
     # Of the three positions the one whose neurons count most on this model (README).
     request = IdentifyRequest(
         model=MODEL, top_sas=OWN_SAS, top_es=OWN_ES, position="mean", leave_out=DEFAULT_ATTACKED

@@ -1,14 +1,17 @@
 """A job run from the command line: started here, watched to its end."""
 
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from analysis.requests import Request
+from analysis.requests import AlignRequest, Request, RoundsRequest
 from app.jobs.devices import take
 from app.jobs.events import events, result_of
-from app.jobs.folder import ALIVE, Job, cancel, create, requeue, settle, state_of
+from app.jobs.folder import ALIVE, Holds, Job, again, cancel, create, requeue, settle, state_of
 from app.jobs.start import spawn
 from app.jobs.verbs import Verb
 from app.settings import read_settings
@@ -32,9 +35,9 @@ def run_to_end(
 ) -> dict[str, Any]:
     """Run a job in ``folder``, or attach to the one that runs there.
 
-    A job that was stopped goes on; one that is done is not run again. Ctrl-C cancels
-    it, and comes back when it has saved. ``note`` hears what the job says in words, and why
-    it waits.
+    A job that was stopped goes on; one that is done is not run again while its folder holds
+    what is asked for. Ctrl-C or SIGTERM cancels it, and comes back when it has saved. ``note``
+    hears what the job says in words, and why it waits.
 
     Returns:
         Its ``result.json``.
@@ -42,16 +45,24 @@ def run_to_end(
     Raises:
         SafeNeuronError: it failed, or was cancelled.
         KeyboardInterrupt: Ctrl-C here.
+        SystemExit: SIGTERM here.
     """
-    require_writable(folder)
-    job = create(verb, request, folder)
+    require_writable(folder, "folder")
+    holds = HOLDS.get(verb)
+    job = create(verb, request, folder, holds)
+    if holds is not None and state_of(job).state == "done":
+        if holds(request, job.folder):
+            note(f"{folder} holds it already: nothing was trained")
+        else:
+            again(job)
     process = None
     try:
-        if state_of(job).state not in {*ALIVE, "done"}:
-            requeue(job)
-            process = _start(job, note)
-        _watch(job, process, progress, note)
-    except KeyboardInterrupt:
+        with _sigterm_interrupts():
+            if state_of(job).state not in {*ALIVE, "done"}:
+                requeue(job)
+                process = _start(job, note)
+            _watch(job, process, progress, note)
+    except (KeyboardInterrupt, SystemExit):
         cancel(job)
         _watch(job, process, progress, note)
         raise
@@ -68,6 +79,39 @@ def run_to_end(
     raise SafeNeuronError(
         state.error or f"the job's process ended ({state.state}); see {job.file('log.txt')}"
     )
+
+
+def _holds_align(request: AlignRequest, folder: Path) -> bool:
+    from analysis.alignment import standing
+
+    return standing(request, folder)
+
+
+def _holds_rounds(request: RoundsRequest, folder: Path) -> bool:
+    from analysis.rounds import standing
+
+    return standing(request, folder)
+
+
+HOLDS: dict[Verb, Holds] = {"align": _holds_align, "rounds": _holds_rounds}
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM end what is watched as Ctrl-C does, where nobody else handles it."""
+
+    def told(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    usual = threading.current_thread() is threading.main_thread()
+    if not usual or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, told)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _start(job: Job, note: Callable[[str], None]) -> Any:

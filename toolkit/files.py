@@ -5,11 +5,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from toolkit.errors import SafeNeuronError
+from toolkit.home import home
 
 CHUNK = 1 << 20
 
@@ -69,19 +70,35 @@ def write_atomically(path: Path, text: str) -> None:
 
 def _unwritable(path: Path, error: OSError) -> SafeNeuronError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    remedy = "free some space" if full else "choose a folder you can write to"
+    remedy = "choose a folder you can write to"
+    if path.absolute().is_relative_to(home().absolute()):
+        remedy = "set SAFENEURON_HOME to a folder you can write to"
+    if full:
+        remedy = "free some space"
     return SafeNeuronError(f"cannot write {path}: {error.strerror}; {remedy}")
 
 
-def require_writable(path: Path) -> None:
+def require_writable(
+    path: Path, kind: Literal["file", "folder"] | None = None, inputs: Iterable[object] = ()
+) -> None:
     """Fail early, before any work, when ``path`` could not be written at the end.
 
     Args:
         path: a file or folder that a command is about to make.
+        kind: which of the two.
+        inputs: what the command reads, some of it by path; none may be written over.
 
     Raises:
-        SafeNeuronError: its nearest existing parent is no folder or not writable.
+        SafeNeuronError: its nearest existing parent is no folder or not writable, it is the
+            other kind, or an input.
     """
+    if kind == "file" and path.is_dir():
+        raise SafeNeuronError(f"cannot write {path}: it is a folder; name a file in it")
+    if kind == "folder" and path.is_file():
+        raise SafeNeuronError(f"cannot write {path}: it is a file; name a folder")
+    for given in inputs:
+        if isinstance(given, str | Path) and path.exists() and _is_file_at(Path(given), path):
+            raise SafeNeuronError(f"{path} is read by this command; write to another file")
     if path.is_dir():
         parent = path
     else:
@@ -90,10 +107,17 @@ def require_writable(path: Path) -> None:
             parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise SafeNeuronError(
-            f"cannot write {path}: {parent} is not a folder you may write to; choose another -o"
+            f"cannot write {path}: {parent} is not a folder you may write to; choose another"
         )
     if path.is_file() and not os.access(path, os.W_OK):
-        raise SafeNeuronError(f"cannot overwrite {path}: it is read-only; choose another -o")
+        raise SafeNeuronError(f"cannot overwrite {path}: it is read-only; choose another")
+
+
+def _is_file_at(given: Path, path: Path) -> bool:
+    try:
+        return given.is_file() and given.samefile(path)
+    except (OSError, ValueError):  # a name that is no path, such as a set's
+        return False
 
 
 def read_text(path: Path, most: int) -> str:

@@ -277,7 +277,8 @@ def _scale_rows(result: AttackResult, share: float) -> pd.DataFrame:
     columns = ["setting", "success", "success_low", "success_high", "k_success", "n"]
     columns += ["refused", "degenerate"]
     rows = table.loc[kept, columns].assign(data=share)
-    return rows.assign(outcomes=[_outcomes(result, name) for name in rows["setting"]])
+    found = [_outcomes(result, name) for name in rows["setting"]]
+    return rows.assign(outcomes=pd.Series(found, index=rows.index, dtype=object))
 
 
 def _outcomes(result: AttackResult, setting: str) -> list[float]:

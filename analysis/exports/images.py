@@ -50,7 +50,7 @@ def require_figure(path: Path) -> None:
     """
     if path.suffix.lower() not in WRITERS:
         raise SafeNeuronError(f"{path}: name a figure {', '.join(WRITERS)}")
-    require_writable(path)
+    require_writable(path, "file")
 
 
 def write_figure(figure: go.Figure, path: Path) -> None:

@@ -119,6 +119,6 @@ def export_mask(mask: MaskFile, form: str, path: Path) -> None:
     ending, write = FORMATS[form]
     if path.suffix.lower() != ending:
         raise SafeNeuronError(f"{path}: name a file of the format {form} {ending}")
-    require_writable(path)
+    require_writable(path, "file")
     path.parent.mkdir(parents=True, exist_ok=True)
     write(mask, path)

@@ -1,6 +1,7 @@
 """``safeneuron attack`` and ``safeneuron compare``."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -97,8 +98,6 @@ def attack(
 
     values = {key: value for key, value in locals().items() if key in AttackRequest.model_fields}
     _require_table(table)
-    if output is not None:
-        require_writable(output)
     if full:
         values["harmful"] = "strongreject"
     if settings is not None:
@@ -110,6 +109,8 @@ def attack(
     for field in ("sweep_shares", "hold_factors", "hold_at"):
         values[field] = [part.strip() for part in values[field].split(",") if part.strip()]
     request = parse_request(AttackRequest, values)
+    if output is not None:
+        require_writable(output, "file", dict(request).values())
     with terminal.progress_bar() as progress:
         done = run(request, progress)
     path = output or done.entry.file("attack.json")
@@ -132,7 +133,7 @@ def print_attacks(results: dict[str, Any], table_file: Path | None = None) -> No
     """Tables of attacks by their names, what was left out, and what they found."""
     from analysis.comparison import compare_attacks, costs_markdown, markdown, printable
     from analysis.costs import printable_costs
-    from analysis.robustness import finding
+    from analysis.robustness import finding, unheard_judge
     from toolkit.files import write_atomically
 
     table = compare_attacks(results)
@@ -153,6 +154,8 @@ def print_attacks(results: dict[str, Any], table_file: Path | None = None) -> No
             terminal.say(f"{name}: {setting} left out: {why}")
         if found := finding(result):
             terminal.say(f"{name}: {found.sentence}")
+        if why := unheard_judge(result):
+            terminal.note(f"{name}: {why}")
     if table_file is not None:
         as_csv = table_file.suffix == ".csv"
         text = table.to_csv(index=False) if as_csv else markdown(table, sides)
@@ -162,13 +165,13 @@ def print_attacks(results: dict[str, Any], table_file: Path | None = None) -> No
         terminal.say(f"table: {table_file}")
 
 
-def _require_table(path: Path | None) -> None:
+def _require_table(path: Path | None, inputs: Sequence[Path] = ()) -> None:
     from toolkit.files import require_writable
 
     if path is not None:
         if path.suffix not in (".csv", ".md"):
             raise SafeNeuronError(f"--table {path}: name it .md or .csv")
-        require_writable(path)
+        require_writable(path, "file", inputs)
 
 
 def compare(
@@ -179,7 +182,7 @@ def compare(
     """Show attack results side by side, each tested against the first."""
     from analysis.robustness import AttackResult, read_attack
 
-    _require_table(table)
+    _require_table(table, attacks)
     results: dict[str, AttackResult] = {}
     for path in attacks:
         times = sum(name.partition(" (")[0] == str(path) for name in results)

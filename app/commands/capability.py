@@ -63,9 +63,9 @@ def capability(
     }
     values["settings"] = [name.strip().upper() for name in settings.split(",")]
     values["tasks"] = [name.strip() for name in tasks.split(",") if name.strip()]
-    if output is not None:
-        require_writable(output)
     request = parse_request(CapabilityRequest, values)
+    if output is not None:
+        require_writable(output, "file", dict(request).values())
     with terminal.progress_bar() as progress:
         done = run(request, progress)
     path = output or done.entry.file("capability.json")

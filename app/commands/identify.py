@@ -74,12 +74,12 @@ def identify(
     from toolkit.files import require_writable
 
     values = {key: value for key, value in locals().items() if key in IdentifyRequest.model_fields}
-    if output is not None:
-        require_writable(output)
     values["tau"] = named_numbers("--tau", tau)
     values["share"] = named_numbers("--share", share)
     values["also"] = [name.strip() for name in also.split(",") if name.strip()]
     request = parse_request(IdentifyRequest, values)
+    if output is not None:
+        require_writable(output, "file", dict(request).values())
     with terminal.progress_bar() as progress:
         found = run(request, progress)
     path = output or found.entry.file("mask.json")

@@ -150,8 +150,20 @@ def _write(mask: "MaskFile", output: Path | None, as_json: bool) -> None:
     from analysis.mask_library import keep
 
     if output is not None:
+        if output.exists():
+            _require_mask(output)
         mask.write(output)
     _say(mask, output or keep(mask), as_json)
+
+
+def _require_mask(path: Path) -> None:
+    """A mask may take a mask's place, but no other file's."""
+    from toolkit.masks import read_mask
+
+    try:
+        read_mask(path)
+    except SafeNeuronError as error:
+        raise SafeNeuronError(f"{path} is there already and no mask; choose another -o") from error
 
 
 def _say(mask: "MaskFile", path: Path, as_json: bool) -> None:

@@ -52,9 +52,9 @@ def redteam(
 
     values = {key: value for key, value in locals().items() if key in RedTeamRequest.model_fields}
     values["settings"] = [name.strip().upper() for name in settings.split(",")]
-    if output is not None:
-        require_writable(output)
     request = parse_request(RedTeamRequest, values)
+    if output is not None:
+        require_writable(output, "file", dict(request).values())
     with terminal.progress_bar() as progress:
         entry, result, reused = red_team(request, progress)
     path = output or entry.file("redteam.json")

@@ -16,6 +16,7 @@ from analysis.requests import (
     parse_request,
 )
 from app import terminal
+from toolkit.errors import SafeNeuronError
 from toolkit.train.recipes import PresetName, RecipeName
 
 
@@ -33,8 +34,12 @@ def rounds(
         typer.Option("--zero/--no-zero", help="Zero the frozen neurons while training."),
     ] = None,
     top: Annotated[float | None, typer.Option(help="Identify this share, 0 to 1.")] = None,
-    top_es: Annotated[float, typer.Option(help="This share by ES.")] = OWN_ES,
-    top_sas: Annotated[float, typer.Option(help="This share by SAS.")] = OWN_SAS,
+    top_es: Annotated[
+        float | None, typer.Option(help=f"This share by ES; {OWN_ES:g} by default.")
+    ] = None,
+    top_sas: Annotated[
+        float | None, typer.Option(help=f"This share by SAS; {OWN_SAS:g} by default.")
+    ] = None,
     position: Annotated[
         Literal["last", "mean", "max"], typer.Option(help="Token position.")
     ] = "last",
@@ -71,6 +76,7 @@ def rounds(
     ] = DEFAULT_ATTACKED,
     attacked_harmless: Annotated[str, typer.Option()] = "harmless-heldout[:60]",
     attack_tokens: Annotated[int, typer.Option(help="Length of an answer.")] = 48,
+    force: Annotated[bool, typer.Option("--force", help="Use another model's mask.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Align in rounds, the union of all neurons found so far frozen (the paper's T1, T2, T3).
@@ -84,8 +90,13 @@ def rounds(
         key: value for key, value in locals().items() if key in RoundsRequest.model_fields
     }
     values["rounds"] = count
-    if top is not None:
-        values |= {"top_es": None, "top_sas": None}
+    if steps is not None and epochs is not None:
+        raise SafeNeuronError("give --steps or --epochs, not both")
+    if top is not None and (top_es, top_sas) != (None, None):
+        raise SafeNeuronError("give --top, or --top-es and --top-sas, not both")
+    if top is None:
+        usual = {"top_es": OWN_ES, "top_sas": OWN_SAS}
+        values |= {name: share for name, share in usual.items() if values[name] is None}
     request = parse_request(RoundsRequest, values)
     with terminal.progress_bar() as progress:
         run_to_end("rounds", request, output, progress, terminal.note)

@@ -12,7 +12,7 @@ import secrets
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -100,13 +100,21 @@ def runs() -> Path:
     return home() / "runs"
 
 
-def create(verb: Verb, request: Request, folder: Path | None = None) -> Job:
+Holds = Callable[[Any, Path], bool]
+"""Whether a folder holds what a request asks for; raises where it holds something else."""
+
+
+def create(
+    verb: Verb, request: Request, folder: Path | None = None, holds: Holds | None = None
+) -> Job:
     """Make a job, or find it: the same unfinished request gives the same job.
 
     Args:
         verb: what to do.
         request: validated.
         folder: the job's folder; by default one under ``runs``.
+        holds: asked where the folder has a job that was asked for otherwise, and does not run:
+            unless it objects, that job is from now on this one.
 
     Raises:
         SafeNeuronError: the folder holds something else, or cannot be written.
@@ -117,7 +125,7 @@ def create(verb: Verb, request: Request, folder: Path | None = None) -> Job:
         if folder is not None:
             folder = folder.expanduser().absolute()
             if (folder / "job.json").exists():
-                return _same(folder, verb, asked)
+                return _same(folder, verb, asked, request, holds)
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise SafeNeuronError(f"{folder} is there already and no job's; choose another -o")
         else:
@@ -128,20 +136,29 @@ def create(verb: Verb, request: Request, folder: Path | None = None) -> Job:
         now = datetime.now(UTC)
         name = f"{now:%Y%m%d-%H%M%S}-{verb}-{secrets.token_hex(3)}"
         place = folder or runs() / name
-        write_atomically(place / "state.json", State().model_dump_json())
         values = {"id": name, "verb": verb, "request": asked, "created": now.isoformat()}
         write_atomically(place / "job.json", canonical_json(values) + "\n")
+        write_atomically(place / "state.json", State().model_dump_json())
         if folder is not None:
             (runs() / name).symlink_to(folder, target_is_directory=True)
     return read_folder(place)
 
 
-def _same(folder: Path, verb: Verb, asked: dict[str, Any]) -> Job:
+def _same(
+    folder: Path, verb: Verb, asked: dict[str, Any], request: Request, holds: Holds | None
+) -> Job:
     job = read_folder(folder)
     if (job.verb, job.request) != (verb, asked):
-        raise SafeNeuronError(
-            f"{folder} holds another {job.verb} job, asked for otherwise; choose another -o"
-        )
+        if job.verb != verb or holds is None or state_of(job).state in {"queued", *ALIVE}:
+            raise SafeNeuronError(
+                f"{folder} holds another {job.verb} job, asked for otherwise; choose another -o"
+            )
+        holds(request, folder)
+        job = replace(job, request=asked)
+        values = {"id": job.id, "verb": verb, "request": asked}
+        text = canonical_json(values | {"created": job.created.isoformat()})
+        write_atomically(folder / "job.json", text + "\n")
+        again(job)
     link = runs() / job.id
     if not link.exists() and not link.is_symlink():
         link.symlink_to(folder, target_is_directory=True)
@@ -283,6 +300,14 @@ def requeue(job: Job) -> State:
     """Put a job that was cancelled, failed or lost back into the queue's hands."""
     settle(job)
     return change_state(job, lambda old: State(turn=old.turn + 1) if old.state in STOPPED else None)
+
+
+def again(job: Job) -> State:
+    """Put a job that does not run into the queue's hands, done or not."""
+    settle(job)
+    return change_state(
+        job, lambda old: None if old.state in {"queued", *ALIVE} else State(turn=old.turn + 1)
+    )
 
 
 def cancel(job: Job) -> State:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from analysis.alignment import align
+from analysis.alignment import align, standing
 from analysis.requests import AlignRequest, parse_request
 from tests.tiny import HARMFUL, HARMLESS
 from toolkit.errors import SafeNeuronError
@@ -138,6 +138,23 @@ def test_an_unfinished_folder_is_gone_on_with_by_its_own_run_alone(
     assert [event["step"] for event in run(moved, folder)] == list(range(4, STEPS + 1))
     assert_same(folder, unbroken)
     assert not (folder / "run.json").exists()
+
+
+def test_a_finished_folder_stands_while_all_that_made_it_does(
+    request_: AlignRequest, unbroken: Path, tmp_path: Path
+) -> None:
+    assert standing(request_, unbroken)
+    assert not standing(request_, tmp_path / "elsewhere")
+    # Weights that are gone are made again.
+    (unbroken / "model.safetensors").unlink()
+    assert not standing(request_, unbroken)
+    assert len(run(request_, unbroken)) == STEPS
+    assert standing(request_, unbroken)
+    # Other pairs under the same name.
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("\n".join(pairs.read_text("utf-8").splitlines()[1:]), "utf-8")
+    with pytest.raises(SafeNeuronError, match="the model of another run"):
+        standing(request_, unbroken)
 
 
 def test_a_record_that_is_none_is_told_in_one_line(request_: AlignRequest, tmp_path: Path) -> None:

@@ -320,3 +320,50 @@ def test_rounds_in_one_command_line(
     assert (again[0], json.loads(again[1])) == (0, json.loads(out))
 
     assert "another" in one_line(run(*command[:3], 2, *command[4:]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["align", "-o", "out", "--learning-rate", "inf"], "learning-rate 'inf'"),
+        (["align", "-o", "out", "--patience", "2"], "safeneuron: patience needs evaluate-every"),
+        (["align", "-o", "a.txt"], "a.txt: it is a file; name a folder"),
+        (["rounds", "-o", "out", "--steps", "2", "--epochs", "1"], "give --steps or --epochs"),
+        (["rounds", "-o", "out", "--top", "0.1", "--top-es", "0.1"], "give --top, or --top-es"),
+        (["attack", "--settings", "sweep", "--sweep-shares", ""], "sweep-shares"),
+        (["attack", "--settings", "hold", "--hold-factors", ""], "hold has no constant"),
+        (["attack", "--hold-at", "nan"], "finite number"),
+        (["attack", "-o", "."], "it is a folder; name a file in it"),
+        (["attack", "--mask", "a.txt", "-o", "a.txt"], "a.txt is read by this command"),
+    ],
+)
+def test_what_can_t_be_done_is_told_before_any_work(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    why: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("kept", "utf-8")
+    verb, *rest = arguments
+    assert why in one_line(run(verb, "no-model", *rest))
+    assert (tmp_path / "a.txt").read_text("utf-8") == "kept"
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_other_file_is_written_over_by_a_mask(run: Run, mask: Path, tmp_path: Path) -> None:
+    other = tmp_path / "prompts.txt"
+    other.write_text("kept", "utf-8")
+    told = one_line(run("masks", "combine", "union", mask, mask, "-o", other))
+    assert "is there already and no mask" in told
+    assert other.read_text("utf-8") == "kept"
+    assert run("masks", "combine", "union", mask, mask, "-o", mask)[0] == 0
+
+
+def test_a_home_that_is_a_file_is_named(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("", "utf-8")
+    monkeypatch.setenv("SAFENEURON_HOME", str(tmp_path / "file"))
+    assert "SAFENEURON_HOME is the file" in one_line(run("jobs"))

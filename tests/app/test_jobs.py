@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -22,16 +23,26 @@ from app.jobs import folder as jobs
 from app.jobs import queue, worker
 from app.jobs.devices import take
 from app.jobs.events import append_event, events, result_of
-from app.jobs.folder import Job, State, cancel, create, list_jobs, read_job, state_of
+from app.jobs.folder import (
+    Job,
+    State,
+    cancel,
+    create,
+    list_jobs,
+    read_folder,
+    read_job,
+    state_of,
+)
 from app.jobs.process import here
 from app.jobs.start import spawn as spawn_real
-from app.launch import run_to_end
+from app.launch import HOLDS, run_to_end
 from app.serve import serve
 from app.settings import Settings
 from tests.served import free_port
 from tests.tiny import HARMFUL, HARMLESS
 from toolkit.errors import SafeNeuronError
 from toolkit.masks import read_mask
+from toolkit.progress import silent
 
 REQUEST = IdentifyRequest(model="a-model")
 # The job process with the work replaced: it counts to the request's batch size, slowly.
@@ -287,6 +298,65 @@ def test_the_command_line_watches_its_job(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("app.launch.spawn", lambda job, slot: spawn(job))
     with pytest.raises(SafeNeuronError, match="no model 'bad'"):
         run_to_end("identify", fake("bad"), tmp_path / "b", lambda *_: None)
+
+
+def test_a_named_folder_is_gone_on_with_by_what_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.launch.spawn", lambda job, slot: spawn(job))
+    said: list[str] = []
+
+    def run(model: str, count: int = 4) -> dict[str, object]:
+        return run_to_end("identify", fake(model, count), tmp_path / "a", silent, said.append)
+
+    # Nobody to ask what the folder holds: it is the first request's for good.
+    with pytest.raises(SafeNeuronError, match="no model 'bad'"):
+        run("bad")
+    with pytest.raises(SafeNeuronError, match="asked for otherwise"):
+        run("good")
+
+    whole, asked = True, []
+
+    def holds(request: Any, folder: Path) -> bool:
+        asked.append(request.batch_size)
+        if request.batch_size > 6:
+            raise SafeNeuronError("it holds another run")
+        return whole
+
+    monkeypatch.setitem(HOLDS, "identify", holds)
+    # A mistake made first keeps nothing from being done right.
+    assert run("good") == {"counted": 4}
+    assert said == []
+    assert run("good") == {"counted": 4}
+    assert said == [f"{tmp_path / 'a'} holds it already: nothing was trained"]
+    # What was deleted since is made again, and what is asked for besides is done.
+    whole = False
+    turns = state_of(read_folder(tmp_path / "a")).turn
+    assert run("good") == {"counted": 4}
+    assert state_of(read_folder(tmp_path / "a")).turn == turns + 1
+    assert run("good", 6) == {"counted": 6}
+    # Another run's folder stays as it is.
+    with pytest.raises(SafeNeuronError, match="holds another run"):
+        run("good", 7)
+    job = read_folder(tmp_path / "a")
+    assert (job.request["batch_size"], state_of(job).state) == (6, "done")
+    assert asked[-1] == 7
+
+
+def test_sigterm_stops_what_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.launch.spawn", lambda job, slot: spawn(job))
+    sent: list[int] = []
+
+    def told(stage: str, done: int, total: int) -> None:
+        if 0 < done < total and not sent:
+            sent.append(done)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        run_to_end("identify", fake(count=400), tmp_path / "a", told)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert state_of(read_folder(tmp_path / "a")).state == "cancelled"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def start(job: Job) -> "subprocess.Popen[bytes]":
