@@ -63,6 +63,8 @@ ARMS: dict[str, Arm] = {
         Arm("adaptive", "adaptive", "adaptive"),
         Arm("rounds-t2", "SafeNeuron, two rounds (T2)", "safeneuron", zero=True, rounds=2),
         Arm("rounds-t3", "SafeNeuron, three rounds (T3)", "safeneuron", zero=True, rounds=3),
+        # The control of T2: as many steps on the same pairs, and none of the neurons frozen.
+        Arm("dpo-t2", "plain DPO, two rounds", "dpo", rounds=2),
     )
 }
 

@@ -30,6 +30,11 @@ from toolkit.train.recipes import RECIPES, Mixture
 Say = Callable[[str], None]
 
 
+def _in_rounds(arm: Arm) -> bool:
+    """Whether an arm is one or more rounds of a run of rounds."""
+    return arm.rounds > 1 or (arm.recipe == "safeneuron" and bool(arm.zero))
+
+
 class CellMaker:
     """Makes the cells of one protocol.
 
@@ -191,8 +196,10 @@ class CellMaker:
 
     def folder(self, arm: Arm, seed: int) -> Path:
         """Where an arm trains; T1, T2 and T3 of a seed are one run, in one folder."""
-        rounds = arm.recipe == "safeneuron" and arm.zero
-        return self.work / (f"rounds-seed{seed}" if rounds else f"{arm.name}-seed{seed}")
+        name = arm.name
+        if _in_rounds(arm):
+            name = "rounds" if arm.recipe == "safeneuron" else f"rounds-{arm.recipe}"
+        return self.work / f"{name}-seed{seed}"
 
     def _train(self, arm: Arm, seed: int, mask_path: Path, pairs: Path) -> list[Path]:
         """The folders of the models trained, the last that of the arm.
@@ -201,7 +208,7 @@ class CellMaker:
         """
         request, folder = self._request(arm, seed, mask_path, pairs), self.folder(arm, seed)
         reference = self.work / "reference"
-        if folder.name.startswith("rounds-"):
+        if _in_rounds(arm):
             from analysis.rounds import rounds
 
             done = rounds(request, folder, self._heard, reference=reference)
