@@ -289,9 +289,17 @@ def test_a_corrupt_cell_is_none(tmp_path: Path) -> None:
 
 def test_arms_are_chosen_by_name() -> None:
     assert [arm.name for arm in chosen_arms("dpo, base")] == ["base", "dpo"]
-    assert len(chosen_arms(None)) == len(ARMS) == 10
+    assert len(chosen_arms(None)) == len(ARMS) == 11
     with pytest.raises(SafeNeuronError, match="no arm 'nosuch'"):
         chosen_arms("nosuch")
+
+
+def test_rounds_of_a_recipe_share_a_folder_and_nothing_else_does(tmp_path: Path) -> None:
+    maker = CellMaker(Protocol(), tmp_path, lambda line: None)
+    places = {name: maker.folder(arm, 3).name for name, arm in ARMS.items()}
+    assert {places[f"rounds-t{t}"] for t in (2, 3)} == {places["freeze-and-zero"]}
+    others = {name: place for name, place in places.items() if not name.startswith("rounds-t")}
+    assert len(set(others.values())) == len(others)
 
 
 @pytest.fixture
