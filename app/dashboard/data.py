@@ -5,6 +5,7 @@ from pathlib import Path
 
 import streamlit as st
 
+from analysis.kept_neuron import measuring_request
 from analysis.mask_library import Card, cards, keep
 from analysis.robustness import AttackResult, read_attack
 from analysis.store import Entry, Store
@@ -38,6 +39,19 @@ def studies() -> list[Entry]:
 def study_of(key: str) -> Entry | None:
     """The study of a key, or None."""
     return next((entry for entry in studies() if entry.key == key), None)
+
+
+def study_measured(job: Job) -> Entry | None:
+    """The newest study whose neuron a job measures: it asks for just what the study's page does."""
+    place = job.request["layer"], job.request["neuron"]
+    for study in studies():
+        try:
+            asked = measuring_request(study, *place)
+        except SafeNeuronError:
+            continue  # it does not say what it was asked
+        if asked.model_dump(mode="json") == job.request:
+            return study
+    return None
 
 
 def attacks() -> list[Entry]:

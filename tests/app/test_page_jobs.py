@@ -6,14 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
+from urllib.parse import parse_qs
 
 import pytest
 
-from analysis.requests import AlignRequest, IdentifyRequest
+from analysis.kept_neuron import measuring_request
+from analysis.requests import AlignRequest, IdentifyRequest, parse_request
 from app.dashboard.components.text import plain
 from app.jobs.events import append_event
 from app.jobs.folder import Phase, change_state, create, state_of
 from app.jobs.process import here, started
+from app.jobs.verbs import REQUESTS
 from tests.app.test_pages import EVIL, fill, opened, submit, texts
 
 PHASES = get_args(Phase)
@@ -90,6 +93,19 @@ def test_a_job_that_cannot_be_read_is_named() -> None:
     shown = texts(opened("jobs", run=name))
     assert "passed over" in shown
     assert "<b>" not in shown
+
+
+def test_a_job_of_every_verb_opens_on_its_page() -> None:
+    study, _ = fill()
+    neuron = measuring_request(study, 1, 5)
+    for verb, kind in REQUESTS.items():
+        given = {"model": "a-model", "layer": 1, "neuron": 5}
+        asked = {name: value for name, value in given.items() if name in kind.model_fields}
+        job = create(verb, neuron if verb == "neuron" else parse_request(kind, asked))
+        [link] = opened("jobs", run=job.id).get("page_link")
+        if verb == "neuron":
+            place = {"study": [study.key], "layer": ["1"], "neuron": ["5"]}
+            assert parse_qs(link.proto.query_string) == {"run": [job.id], **place}
 
 
 def test_settings_say_what_there_is(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,15 +14,17 @@ from app.dashboard.components.text import failure, heading, plain
 from app.jobs.events import as_seen, events, log_of, result_of
 from app.jobs.folder import ALIVE, UNFINISHED, Job, Phase, broken_jobs, list_jobs, settle, state_of
 from app.jobs.progress import how_far
+from app.jobs.verbs import Verb
 from app.jobs.worker import workers
 from toolkit.errors import SafeNeuronError
 
-PAGES = {
+PAGES: dict[Verb, tuple[str, str]] = {
     "identify": ("views/safety_map.py", "Safety map"),
     "attack": ("views/attack.py", "Attack"),
     "align": ("views/align.py", "Align"),
     "rounds": ("views/align.py", "Align"),
     "chat": ("views/prune_lab.py", "Prune lab"),
+    "neuron": ("views/neuron.py", "Neuron"),
 }
 SHOWN = ("all", "unfinished", "stopped", "done")
 MOST = 100  # jobs in the table
@@ -105,6 +107,18 @@ def _log(name: str) -> None:
     st.code(text or "nothing yet", language=None, height=HEIGHT, wrap_lines=True)
 
 
+def _address(job: Job) -> dict[str, str]:
+    """The query string that opens a job on its page."""
+    if job.verb == "chat":
+        return lab.address_of(job)
+    told = {"run": job.id}
+    if job.verb == "neuron":
+        told |= {name: str(job.request[name]) for name in ("layer", "neuron")}
+        study = data.study_measured(job)
+        told |= {} if study is None else {"study": study.key}
+    return told
+
+
 def _details(job: Job) -> None:
     state = state_of(job).state
     with st.container(border=True):
@@ -115,7 +129,7 @@ def _details(job: Job) -> None:
             page,
             label=f"Open on {title}",
             icon=":material/arrow_forward:",
-            query_params=lab.address_of(job) if job.verb == "chat" else {"run": job.id},
+            query_params=_address(job),
         )
     left, right = st.columns(2)
     with left:
