@@ -141,6 +141,23 @@ def test_over_refusal_has_a_panel_where_it_was_asked() -> None:
     assert drawn[4:] == [("a", []), ("b", pytest.approx([95.0, 15.0]))]
 
 
+def test_many_settings_have_a_row_each() -> None:
+    names = ["ORI", "RANDOM-ACTIVATION", *(f"SWEEP {share}%" for share in range(1, 21))]
+    table = verdict_table(dict.fromkeys(names, (1, 19)))
+    few, many = attack_figure(table[table["setting"].isin(names[:6])]), attack_figure(table)
+    assert {trace.orientation for trace in few.data} == {"v"}
+    bars = {(t.name, t.xaxis): t for t in many.data}
+    complied = bars["complied", "x"]
+    assert (complied.orientation, list(complied.y)) == ("h", names)
+    assert list(complied.x) == pytest.approx([5.0] * len(names))
+    assert complied.error_x.array[0] == pytest.approx(100 * (wilson(1, 20).high - 0.05))
+    for figure in (many, compare_figure({"a": table, "b": table})):
+        # Every name is drawn, in full, and each row has the height of its bars.
+        assert (figure.layout.yaxis.dtick, figure.layout.yaxis.automargin) == (1, True)
+        assert figure.layout.height > 20 * len(names)
+        assert (figure.layout.legend.yref, figure.layout.legend.y) == ("container", 1)
+
+
 def test_comparison_escapes_names() -> None:
     table = verdict_table({"ORI": (1, 19), "FULL": (15, 3)})
     after = verdict_table({"ORI": (0, 20), "FULL": (5, 15)})

@@ -40,6 +40,8 @@ SIDES: dict[Side, str] = {
     "harmless": "Harmless prompts",
     "over-refusal": "Over-refusal prompts",
 }
+# The longest name of a setting, with its seeds.
+WIDTHS = {"setting": st.column_config.TextColumn(width=220)}
 
 
 def show_attacks(results: Mapping[str, AttackResult], key: str) -> None:
@@ -62,7 +64,7 @@ def show_attacks(results: Mapping[str, AttackResult], key: str) -> None:
     table = compare_attacks(results)
     sides = [side for side in SIDES if side in set(table["side"])]
     side = _side(sides, key)
-    st.dataframe(printable(table, side), hide_index=True)
+    st.dataframe(printable(table, side), hide_index=True, column_config=WIDTHS)
     st.caption(TESTS)
     for name, result in results.items():
         for setting, why in result.left_out.items():
@@ -95,7 +97,7 @@ def _seeds(results: Mapping[str, AttackResult]) -> None:
             table = table.drop(columns="attack")
         else:
             table.insert(0, "attack", table.pop("attack"))
-        st.dataframe(table, hide_index=True)
+        st.dataframe(table, hide_index=True, column_config=WIDTHS)
 
 
 def _costs(results: Mapping[str, AttackResult]) -> None:
@@ -105,7 +107,7 @@ def _costs(results: Mapping[str, AttackResult]) -> None:
             for name, result in costed.items():
                 if len(results) > 1:
                     st.markdown(f"**{plain(name)}**")
-                st.dataframe(printable_costs(result), hide_index=True)
+                st.dataframe(printable_costs(result), hide_index=True, column_config=WIDTHS)
             st.caption(COSTS)
 
 
