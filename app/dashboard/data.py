@@ -145,8 +145,16 @@ def aligned() -> list[Job]:
 def model_choices() -> list[Choice]:
     """Models at hand: those of the studies, of finished alignments, and the embedded ones."""
     sources = [str(entry.summary["model"]) for entry in studies()]
-    sources += [str(job.folder) for job in aligned()] + list(EMBEDDED)
-    return [Choice(source, model_label(source)) for source in dict.fromkeys(sources)]
+    # The one that refuses stands first: of one that complies there is little to find.
+    sources += [str(job.folder) for job in aligned()] + list(reversed(EMBEDDED))
+    return [Choice(source, _said(source)) for source in dict.fromkeys(sources)]
+
+
+def _said(source: str) -> str:
+    """A model's name, and of an embedded one what it does."""
+    known = EMBEDDED.get(source)
+    does = "" if known is None else f" · {known.description.partition(':')[0]}"
+    return model_label(source) + does
 
 
 def mask_choices() -> list[Choice]:

@@ -1,9 +1,12 @@
 """Home: headlines, what is running, and the button that starts a study."""
 
+import pytest
+
 from analysis.requests import AlignRequest
 from app.jobs.events import append_event
 from app.jobs.folder import change_state, create, list_jobs
 from tests.app.test_pages import fill, opened, submit, texts
+from toolkit.models.sources import EMBEDDED
 
 
 def test_an_empty_home_starts_a_study() -> None:
@@ -13,6 +16,17 @@ def test_an_empty_home_starts_a_study() -> None:
     [job] = list_jobs()
     assert (job.verb, job.request["top"]) == ("identify", 0.01)
     assert test.query_params["run"] in (job.id, [job.id])
+
+
+@pytest.mark.parametrize("page", ["home", "attack"])
+def test_the_model_that_refuses_is_offered_first_and_both_say_what_they_do(page: str) -> None:
+    field = next(box for box in opened(page).selectbox if box.label == "Model")
+    assert field.value == "smollm2-135m-aligned"
+    assert field.options == [
+        "smollm2-135m-aligned · refuses harmful requests",
+        "smollm2-135m-instruct · complies with nearly every harmful request",
+    ]
+    assert all(model.description in field.help for model in EMBEDDED.values())
 
 
 def test_the_headline_counts_and_says_what_an_attack_left() -> None:

@@ -10,7 +10,7 @@ from analysis.listing import size_in_words
 from analysis.requests import AlignRequest, RoundsRequest, parse_request
 from app.dashboard import alignments, data
 from app.dashboard.components.attack_form import PROMPTS_HELP
-from app.dashboard.components.choose import from_choices
+from app.dashboard.components.choose import choose_model, from_choices
 from app.dashboard.components.job import launch_from_page
 from app.dashboard.components.text import failure, plain
 from app.dashboard.data import Choice
@@ -50,7 +50,7 @@ def align_form(expanded: bool) -> None:
     with st.expander("Start an alignment", expanded, icon=":material/shield:"):
         left, right = st.columns(2)
         with left:
-            model = from_choices("Model", data.model_choices(), "model", new=True)
+            model = choose_model()
         with right:
             none = Choice(NONE, "none: found first, where the recipe needs one")
             mask = from_choices("Mask to freeze", [*data.mask_choices(), none], "mask")

@@ -7,7 +7,7 @@ import streamlit as st
 
 from analysis.requests import ALL_SETTINGS, PAPER_SETTINGS, AttackRequest, parse_request
 from app.dashboard import data
-from app.dashboard.components.choose import from_choices
+from app.dashboard.components.choose import choose_model, from_choices
 from app.dashboard.components.job import launch_from_page
 from app.dashboard.components.text import failure
 from app.dashboard.data import Choice
@@ -149,7 +149,7 @@ def attack_form(expanded: bool) -> None:
     ):
         left, right = st.columns(2)
         with left:
-            model = from_choices("Model", data.model_choices(), "model", new=True)
+            model = choose_model()
         with right:
             found_first = Choice(FIND_FIRST, "found first, on this model")
             mask = from_choices("Mask", [*data.mask_choices(), found_first], "mask")

@@ -11,7 +11,7 @@ from analysis.robustness import AttackResult, finding, headline
 from analysis.store import Entry
 from app.dashboard import data
 from app.dashboard.components.chart import chart
-from app.dashboard.components.choose import from_choices
+from app.dashboard.components.choose import choose_model
 from app.dashboard.components.downloads import downloads
 from app.dashboard.components.gate import admit
 from app.dashboard.components.identify_form import start_identifying
@@ -163,7 +163,7 @@ def _start(first: bool) -> None:
         st.form("start", border=True),
         st.container(horizontal=True, vertical_alignment="bottom"),
     ):
-        model = from_choices("Model", data.model_choices(), "model", new=True, help=HELP)
+        model = choose_model(HELP)
         if st.form_submit_button(
             "Start a study", type="primary" if first else "secondary", icon=":material/play_arrow:"
         ):

@@ -14,7 +14,7 @@ from analysis.chat import (
 from analysis.requests import parse_request
 from app.dashboard import data, lab
 from app.dashboard.components.answers import answer_box, prose, verdict_badge
-from app.dashboard.components.choose import choose_one, number
+from app.dashboard.components.choose import MODELS_HELP, choose_one, number
 from app.dashboard.components.gate import admit
 from app.dashboard.components.job import BADGES
 from app.dashboard.components.text import failure, heading, nothing_yet
@@ -52,7 +52,8 @@ def _model() -> str | None:
         format_func=lambda value: choices.get(value, value),
         accept_new_options=True,
         key="lab-model",
-        help="It is loaded once, by a job of its own, and stays until nobody asks.",
+        help="It is loaded once, by a job of its own, and stays until nobody asks.\n\n"
+        + MODELS_HELP,
     )
     model = str(value or "").strip()
     if model:
