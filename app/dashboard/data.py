@@ -12,6 +12,7 @@ from analysis.store import Entry, Store
 from app.jobs.events import result_of
 from app.jobs.folder import ID, Job, list_jobs, state_of
 from toolkit.errors import SafeNeuronError
+from toolkit.home import home
 from toolkit.masks import MaskFile, read_mask
 from toolkit.models.sources import EMBEDDED
 
@@ -21,6 +22,7 @@ STUDY: Shape = {"model": str, "architecture": str, "method": str, "position": st
 STUDY |= {"count": int, "fraction": (int, float), "widths": list, "parameters": dict}
 STUDY |= {"harmful": str, "harmless": str}
 ATTACK: Shape = {"model": str, "mask": str, "count": int, "fraction": (int, float)}
+SHOWN_FOR = 30  # seconds that the models there are, are kept
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,30 @@ def attack_result(path: Path) -> AttackResult:
         raise SafeNeuronError(f"{path.name} is gone; run the attack again") from error
 
 
+@st.cache_data(ttl=SHOWN_FOR, show_spinner=False)
+def _paths(root: str) -> list[tuple[str, ...]]:
+    """The folders and files of all models that a page may name, each in its parts."""
+    sources = {card.source for card in cards()}
+    sources |= {str(entry.summary["model"]) for entry in (*studies(), *attacks())}
+    for job in list_jobs():
+        sources |= {str(job.folder), str(job.request.get("model"))}
+    return [Path(source).parts for source in sources]
+
+
 def model_label(source: str) -> str:
-    """A model's name, short: a path's last part; a job's folder as what it is."""
-    name = Path(source).name if "/" in source and Path(source).is_absolute() else source
+    """A model's name, short: a path's last parts, as many as tell it from other models.
+
+    A job's folder is called what it is.
+    """
+    if not Path(source).is_absolute():
+        return source
+    own = Path(source).parts
+    others = [parts for parts in _paths(str(home())) if parts != own]
+    name = next(
+        "/".join(own[-depth:])
+        for depth in range(1, len(own) + 1)
+        if all(parts[-depth:] != own[-depth:] for parts in others)
+    )
     return f"aligned {name}" if ID.fullmatch(name) else name
 
 
@@ -125,6 +148,19 @@ def attack_label(entry: Entry) -> str:
         f"{model_label(facts['model'])} · mask {facts['mask'][:8]} ({facts['count']:,} neurons) "
         f"· {entry.created:%Y-%m-%d %H:%M}"
     )
+
+
+def attack_names(entries: list[Entry]) -> list[str]:
+    """What attacks are called beside each other: by model, and of one model by date."""
+    names = [model_label(entry.summary["model"]) for entry in entries]
+    dated = [
+        f"{name}, {entry.created:%Y-%m-%d %H:%M}" if names.count(name) > 1 else name
+        for name, entry in zip(names, entries, strict=True)
+    ]
+    return [
+        f"{name} ({entry.key[:6]})" if dated.count(name) > 1 else name
+        for name, entry in zip(dated, entries, strict=True)
+    ]
 
 
 def job_label(job: Job) -> str:

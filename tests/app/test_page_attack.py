@@ -37,12 +37,23 @@ def test_two_results_are_tested_against_random_and_each_other() -> None:
     second = save_attack(attack_result(lucky=True), "another")
     test = opened("attack", attacks=f"{first.key},{second.key}")
     table = next(t.value for t in test.dataframe if "p against first" in t.value)
-    assert list(table["result"].unique()) == ["a-model", f"a-model ({second.key[:6]})"]
+    names = list(table["result"].unique())
+    assert len(names) == 2
+    # Of one model, they are told apart by date, and of one minute by key.
+    assert all(name.startswith(f"a-model, {first.created:%Y-%m-%d}") for name in names)
     assert "p against random" in table
     assert "[" in table["complied"].iloc[0]
     # The other side's answers are a click away, and the address keeps which.
     again = opened("attack", attacks=first.key, side="over-refusal")
     assert again.query_params["side"] in ("over-refusal", ["over-refusal"])
+
+
+def test_models_in_folders_of_one_name_are_told_apart() -> None:
+    folders = ("/home/me/one/tiny", "/home/me/two/tiny", "/home/me/other")
+    entries = [save_attack(attack_result(folder), folder) for folder in folders]
+    test = opened("attack", attacks=",".join(entry.key for entry in entries))
+    table = next(t.value for t in test.dataframe if "p against first" in t.value)
+    assert list(table["result"].unique()) == ["one/tiny", "two/tiny", "other"]
 
 
 def test_what_is_taken_away_has_no_responses() -> None:
