@@ -36,7 +36,9 @@ PROMPTS = PromptsInfo(name="some", sha256="b" * 64, count=2)
 EVIL = "<img src=x onerror=alert(1)> [a](http://b) :red[c]"
 
 
-def drawn(name: str = "a-model", seed: int = 0) -> tuple[pd.DataFrame, MaskFile]:
+def drawn(
+    name: str = "a-model", seed: int = 0, fingerprint: str = "a" * 64
+) -> tuple[pd.DataFrame, MaskFile]:
     """The scores and the mask of a study of random moments."""
     rng = np.random.default_rng(seed)
     sides = [
@@ -46,7 +48,7 @@ def drawn(name: str = "a-model", seed: int = 0) -> tuple[pd.DataFrame, MaskFile]
     table = score_table(*sides)
     model = ModelInfo(
         source=name,
-        fingerprint="a" * 64,
+        fingerprint=fingerprint,
         architecture="llama",
         layers=len(WIDTHS),
         neurons_per_layer=WIDTHS,
@@ -62,9 +64,9 @@ def drawn(name: str = "a-model", seed: int = 0) -> tuple[pd.DataFrame, MaskFile]
     return table, mask
 
 
-def save_study(name: str = "a-model", seed: int = 0) -> Entry:
+def save_study(name: str = "a-model", seed: int = 0, fingerprint: str = "a" * 64) -> Entry:
     """Such a study, through the real store."""
-    table, mask = drawn(name, seed)
+    table, mask = drawn(name, seed, fingerprint)
 
     def write(folder: Path) -> None:
         table.to_parquet(folder / "scores.parquet", index=False)

@@ -8,10 +8,10 @@ import streamlit as st
 from analysis.estimate import estimate
 from analysis.listing import size_in_words
 from analysis.requests import AlignRequest, RoundsRequest, parse_request
-from app.dashboard import alignments, data
+from app.dashboard import alignments
 from app.dashboard.components.attack_form import PROMPTS_HELP
-from app.dashboard.components.choose import choose_model, from_choices
 from app.dashboard.components.job import launch_from_page
+from app.dashboard.components.model_and_mask import model_and_mask
 from app.dashboard.components.text import failure, plain
 from app.dashboard.data import Choice
 from app.dashboard.inside import require_inside
@@ -48,16 +48,13 @@ COUNTS: tuple[tuple[str, str, int, int, str], ...] = (
 def align_form(expanded: bool) -> None:
     """Choose, see what it takes, start."""
     with st.expander("Start an alignment", expanded, icon=":material/shield:"):
-        left, right = st.columns(2)
-        with left:
-            model = choose_model()
-        with right:
-            none = Choice(NONE, "none: found first, where the recipe needs one")
-            mask = from_choices("Mask to freeze", [*data.mask_choices(), none], "mask")
+        none = Choice(NONE, "none: found first, where the recipe needs one")
+        model, mask, force = model_and_mask("Mask to freeze", none)
         for name, value in (("model", model), ("mask", mask)):
             if value is not None:
                 st.query_params[name] = value
         values, count = _recipe()
+        values["force"] = force
         numbers, source, looks = st.tabs(["Numbers", "Data", "While it trains, and after"])
         with source:
             values |= _data()
@@ -266,14 +263,12 @@ def _looks() -> dict[str, Any]:
         "Attack it before and after",
         help="With the mask, the paper's settings and AGAIN; the model card shows both.",
     )
-    force = b.toggle("Use the mask although it was made for another model of this shape")
     return {
         "evaluate_every": None if looks is None else int(looks),
         "patience": None if looks is None or patience is None else int(patience),
         "save_every": None if saves is None else int(saves),
         "leave_out": leave_out.strip() or None,
         "attack": attack,
-        "force": force,
     }
 
 
