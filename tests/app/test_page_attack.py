@@ -115,7 +115,7 @@ def test_what_is_taken_away_has_no_responses() -> None:
     fill()
     test = opened("attack")
     offered = {button.label: button for button in test.get("download_button")}
-    assert {"CSV", "JSON", "Markdown"} <= set(offered)
+    assert {"attacks.csv", "attacks.json", "attacks.md"} <= set(offered)
     told = json.dumps(summary(attack_result()), default=str)
     assert EVIL not in told
     assert json.loads(told)["table"][0]["setting"] == "ORI"

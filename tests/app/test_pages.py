@@ -173,6 +173,20 @@ def test_plain_text_has_no_live_markup() -> None:
     assert plain("a*b*\n<i>") == r"a\*b\* &lt;i&gt;"
 
 
+def test_taking_a_file_away_leaves_the_page_as_it_is() -> None:
+    study, _ = fill()
+    job = create("align", AlignRequest(model="a-model", mask=study.file("mask.json")))
+    for page in ("attack", "jobs", "settings", "safety_map"):
+        buttons = opened(page, run=job.id).get("download_button")
+        assert buttons
+        assert all(button.proto.ignore_rerun for button in buttons), page
+    # There is one way to offer a file.
+    views = [
+        path for path in Path(MAIN).parent.rglob("*.py") if "download_button(" in path.read_text()
+    ]
+    assert [path.name for path in views] == ["downloads.py"]
+
+
 def submit(test: AppTest, label: str) -> None:
     next(button for button in test.button if button.label == label).click().run()
     assert not test.exception

@@ -18,6 +18,7 @@ from analysis.robustness import (
     headline,
 )
 from app.dashboard.components.chart import chart
+from app.dashboard.components.downloads import both_buttons, file_button
 from app.dashboard.components.text import plain
 
 TERMS = (
@@ -116,25 +117,19 @@ def _downloads(
 ) -> None:
     """The tables as files; none of them has what the model said."""
 
-    def as_markdown() -> str:
+    def as_markdown() -> bytes:
         costed = {name: result for name, result in results.items() if result.costs}
         parts = [markdown(table, sides), *(costs_markdown(name, r) for name, r in costed.items())]
-        return "\n".join(parts)
-
-    def as_json() -> str:
-        told = {name: summary(result) for name, result in results.items()}
-        # A NaN, as of a test that could not be made, is no JSON.
-        return pd.Series(told).to_json(indent=1, default_handler=str) or ""
+        return "\n".join(parts).encode()
 
     with st.container(horizontal=True):
-        for label, made, name, kind in (
-            ("CSV", lambda: table.to_csv(index=False), "attacks.csv", "text/csv"),
-            ("JSON", as_json, "attacks.json", "application/json"),
-            ("Markdown", as_markdown, "attacks.md", "text/markdown"),
-        ):
-            st.download_button(
-                label, made, name, kind, icon=":material/download:", key=f"{name}-{key}"
-            )
+        both_buttons(
+            "attacks",
+            lambda: table,
+            lambda: {name: summary(result) for name, result in results.items()},
+            key,
+        )
+        file_button("attacks.md", as_markdown, "text/markdown", key=key)
 
 
 def percent_table(result: AttackResult) -> pd.DataFrame:

@@ -1,6 +1,5 @@
 """Align: train a model with its safety neurons frozen, watch it, and compare before and after."""
 
-import json
 from typing import Any
 
 import streamlit as st
@@ -9,6 +8,7 @@ from app.dashboard import alignments, data
 from app.dashboard.components.align_form import align_form
 from app.dashboard.components.before_after import before_and_after
 from app.dashboard.components.choose import choose_one
+from app.dashboard.components.downloads import as_json, file_button
 from app.dashboard.components.gate import admit
 from app.dashboard.components.job import asked_job, job_panel
 from app.dashboard.components.text import failure, heading, plain
@@ -65,21 +65,19 @@ def _take_away(job: Job) -> None:
         )
         card = job.folder / CARD
         if card.is_file():
-            st.download_button(
-                "Card as JSON",
-                card.read_bytes(),
+            file_button(
                 CARD,
+                card.read_bytes,
                 "application/json",
-                icon=":material/download:",
+                label="Card as JSON",
                 help="Settings, hashes of the data, versions and figures.",
             )
         result = {"request": job.request, "result": result_of(job)}
-        st.download_button(
-            "Result as JSON",
-            json.dumps(result, indent=1, default=str),
+        file_button(
             f"{job.id}.json",
+            lambda: as_json(result),
             "application/json",
-            icon=":material/download:",
+            label="Result as JSON",
         )
 
 

@@ -100,18 +100,21 @@ def _where(neurons: NeuronSet) -> tuple[int, float, int]:
     return densest, shares[densest], half
 
 
-def _attack(study: Entry) -> AttackResult | None:
-    """The newest attack on the study's model with its own mask."""
+def _attack(study: Entry) -> tuple[AttackResult, bool] | None:
+    """The newest attack on the study's model, and whether it was with the study's own mask.
+
+    One with its own goes before a newer one with another's, as of before the model was trained.
+    """
     try:
         own = data.mask_of(study).sha256
     except SafeNeuronError:
         return None
-    for entry in data.attacks_on(str(study.summary.get("fingerprint"))):
-        if entry.summary["mask"] == own:
-            try:
-                return data.attack_result(entry.file("attack.json"))
-            except SafeNeuronError:
-                continue
+    found = data.attacks_on(str(study.summary.get("fingerprint")))
+    for entry in sorted(found, key=lambda entry: entry.summary["mask"] != own):
+        try:
+            return data.attack_result(entry.file("attack.json")), entry.summary["mask"] == own
+        except SafeNeuronError:
+            continue
     return None
 
 

@@ -8,6 +8,7 @@ import streamlit as st
 
 from app.dashboard import data, lab
 from app.dashboard.components.choose import choose_one
+from app.dashboard.components.downloads import as_json, file_button
 from app.dashboard.components.gate import admit
 from app.dashboard.components.job import BADGES, MEANINGS, job_panel
 from app.dashboard.components.text import failure, heading, plain
@@ -135,18 +136,17 @@ def _details(job: Job) -> None:
     with left:
         st.subheader("Log")
         st.fragment(_log, run_every=POLL if state in ALIVE else None)(job.id)
-        st.download_button(
-            "Log", lambda: log_of(job, 1 << 24), f"{job.id}.txt", icon=":material/download:"
+        file_button(
+            f"{job.id}.txt", lambda: log_of(job, 1 << 24).encode(), "text/plain", label="Log"
         )
     with right:
         st.subheader("Request")
         st.code(json.dumps(job.request, indent=1), language="json", height=HEIGHT)
-        st.download_button(
-            "Request",
-            json.dumps(job.request, indent=1),
+        file_button(
             f"{job.id}.json",
+            lambda: as_json(job.request),
             "application/json",
-            icon=":material/download:",
+            label="Request",
             help="'safeneuron jobs add VERB FILE' puts it into the queue again.",
         )
     result = result_of(job)

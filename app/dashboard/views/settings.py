@@ -6,6 +6,7 @@ import streamlit as st
 from analysis.listing import size_in_words
 from app.about import Place, devices_now, places, queue_place, versions, workers_now
 from app.commands.settings import described
+from app.dashboard.components.downloads import file_button
 from app.dashboard.components.gate import admit
 from app.dashboard.components.text import failure, heading, plain
 from toolkit.errors import SafeNeuronError
@@ -76,7 +77,7 @@ def _versions() -> None:
     found = versions()
     st.dataframe(pd.DataFrame(list(found.items()), columns=["package", "version"]), hide_index=True)
     told = "\n".join(f"{name} {number}" for name, number in found.items())
-    st.download_button("Versions as text", told, "versions.txt", icon=":material/download:")
+    file_button("versions.txt", told.encode, "text/plain", label="Versions as text")
 
 
 admit()
