@@ -5,7 +5,15 @@ import pytest
 from analysis.requests import AlignRequest
 from app.jobs.events import append_event
 from app.jobs.folder import change_state, create, list_jobs
-from tests.app.test_pages import fill, opened, submit, texts
+from tests.app.test_pages import (
+    attack_result,
+    fill,
+    opened,
+    save_attack,
+    save_study,
+    submit,
+    texts,
+)
 from toolkit.models.sources import EMBEDDED
 
 
@@ -36,7 +44,7 @@ def test_the_headline_counts_and_says_what_an_attack_left() -> None:
     count, fraction = study.summary["count"], study.summary["fraction"]
     assert metrics["Safety neurons"] == (str(count), f"{fraction:.2%} of all")
     assert metrics["Densest layer"][0].endswith("of 3")
-    assert "Not attacked yet" not in texts(test)
+    assert "Not attacked" not in texts(test)
 
 
 def test_a_study_that_nobody_attacked_says_so() -> None:
@@ -44,7 +52,17 @@ def test_a_study_that_nobody_attacked_says_so() -> None:
     for path in attack.path.iterdir():
         path.unlink()
     attack.path.rmdir()
-    assert "Not attacked yet" in texts(opened("home", study=study.key))
+    assert "Not attacked with these neurons yet" in texts(opened("home", study=study.key))
+
+
+def test_an_attack_with_the_set_found_before_training_is_shown_as_such() -> None:
+    save_study("after", seed=5, fingerprint="c" * 64)
+    result = attack_result()  # with a mask of the model before
+    trained = result.model.model_copy(update={"source": "after", "fingerprint": "c" * 64})
+    save_attack(result.model_copy(update={"model": trained}), "after")
+    shown = texts(opened("home"))
+    assert "the set found before training" in shown
+    assert "Not attacked" not in shown
 
 
 def test_what_runs_and_what_failed_is_shown() -> None:

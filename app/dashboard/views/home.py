@@ -1,5 +1,6 @@
 """Home: what is known of each model's safety, what is running, and how to begin."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pandas as pd
@@ -31,12 +32,18 @@ HELP = (
     "Safety map has every other option."
 )
 RECENT = 5  # studies of a model among which one that was attacked is looked for
-SETTINGS = {"ORI": "whole model", "FULL": "without them", "RANDOM": "random ones"}
+SETTINGS = {"ORI": "whole model", "FULL": "without", "RANDOM": "random ones"}
 FACT: dict[str, Any] = {"delta_color": "off", "delta_arrow": "off", "border": True}
 
 
-def _headline(study: Entry, result: AttackResult | None) -> None:
-    """One model: how many safety neurons, where, and what an attack says of them."""
+def _headline(study: Entry, result: AttackResult | None, before: bool) -> None:
+    """One model: how many safety neurons, where, and what an attack says of them.
+
+    Args:
+        study: of the model.
+        result: of an attack on it, if there is one.
+        before: the attack was with the set found before training, not with the study's.
+    """
     facts = study.summary
     neurons = data.mask_of(study).neuron_set()
     layer, share, half = _where(neurons)
@@ -62,10 +69,14 @@ def _headline(study: Entry, result: AttackResult | None) -> None:
             key=f"layers-{study.key}",
         )
     with third:
-        st.markdown("**What is left without them**")
+        what = "the set found before training" if before else "them"
+        st.markdown(f"**What is left without {what}**")
         told = finding(result) if result is not None else None
         if result is None:
-            st.caption("Not attacked yet: the Attack page removes them and counts the refusals.")
+            st.caption(
+                "Not attacked with these neurons yet: the Attack page removes them and counts the "
+                "refusals."
+            )
         else:
             chart(
                 success_figure(headline(result), SETTINGS),
@@ -73,7 +84,8 @@ def _headline(study: Entry, result: AttackResult | None) -> None:
                 key=f"success-{study.key}",
             )
     if told is not None:
-        st.caption(plain(told.sentence))
+        attacked = "Attacked with the set found before training, not with these. " * before
+        st.caption(plain(attacked + told.sentence))
     _links(study)
 
 
@@ -100,22 +112,38 @@ def _where(neurons: NeuronSet) -> tuple[int, float, int]:
     return densest, shares[densest], half
 
 
-def _attack(study: Entry) -> tuple[AttackResult, bool] | None:
-    """The newest attack on the study's model, and whether it was with the study's own mask.
-
-    One with its own goes before a newer one with another's, as of before the model was trained.
-    """
+def _attack(study: Entry) -> AttackResult | None:
+    """The newest attack on the study's model with its own mask."""
     try:
         own = data.mask_of(study).sha256
     except SafeNeuronError:
         return None
-    found = data.attacks_on(str(study.summary.get("fingerprint")))
-    for entry in sorted(found, key=lambda entry: entry.summary["mask"] != own):
+    return next(
+        _results(entry for entry in _attacks_on_model(study) if entry.summary["mask"] == own), None
+    )
+
+
+def _attack_from_before(study: Entry) -> AttackResult | None:
+    """The newest attack on the study's model with a set found on what it was trained from.
+
+    A mask of any other model fits only by force.
+    """
+    fingerprint = study.summary.get("fingerprint")
+    found = _results(_attacks_on_model(study))
+    return next((result for result in found if result.mask.fingerprint != fingerprint), None)
+
+
+def _attacks_on_model(study: Entry) -> list[Entry]:
+    return data.attacks_on(str(study.summary.get("fingerprint")))
+
+
+def _results(entries: Iterable[Entry]) -> Iterator[AttackResult]:
+    """What can be read of some attacks, one by one."""
+    for entry in entries:
         try:
-            return data.attack_result(entry.file("attack.json")), entry.summary["mask"] == own
+            yield data.attack_result(entry.file("attack.json"))
         except SafeNeuronError:
             continue
-    return None
 
 
 def _running(jobs: list[Job]) -> None:
@@ -184,9 +212,10 @@ def _headlines(found: list[Entry]) -> None:
     for entries in list(by_model.values())[:MODELS]:
         attacked = ((entry, _attack(entry)) for entry in entries[:RECENT])
         study, result = next((pair for pair in attacked if pair[1]), (entries[0], None))
+        before = None if result else _attack_from_before(study)
         with st.container(border=True):
             try:
-                _headline(study, result)
+                _headline(study, result or before, before is not None)
             except SafeNeuronError as error:
                 failure(error)
 
