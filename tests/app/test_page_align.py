@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1.element_tree import Expander
 
 from analysis.requests import AlignRequest, RoundsRequest
 from analysis.store import Store
@@ -38,6 +39,23 @@ def test_the_align_form_makes_one_job() -> None:
     assert state_of(job).state == "cancelled"
     submit(test, "Go on")
     assert state_of(job).state == "queued"
+
+
+def test_the_form_is_open_for_a_mask_that_one_brings() -> None:
+    study, _ = fill()
+    job = made(study.file("mask.json"))
+
+    def form(test: AppTest) -> Expander:
+        return next(box for box in test.expander if box.label == "Start an alignment")
+
+    assert not form(opened("align", run=job.id)).proto.expanded
+    test = opened("align", mask=str(study.file("mask.json")), model="a-model")
+    assert form(test).proto.expanded
+    next(n for n in test.number_input if n.label == "Rounds").set_value(2).run()
+    assert form(test).proto.expanded
+    submit(test, "Align")
+    assert not form(test).proto.expanded
+    assert "at the top" in test.toast[0].value
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

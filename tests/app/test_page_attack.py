@@ -131,6 +131,7 @@ def test_the_form_asks_for_all_that_the_command_does() -> None:
     next(t for t in test.toggle if t.label == "Measure what each setting costs").set_value(True)
     next(s for s in test.selectbox if s.label == "Mask").set_value("first")
     submit(test, "Attack")
+    assert "at the top" in test.toast[0].value
     [job] = list_jobs()
     asked = AttackRequest.model_validate(job.request)
     assert asked.settings == ("ORI", "SWEEP", "HOLD")

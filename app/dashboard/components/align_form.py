@@ -10,7 +10,7 @@ from analysis.listing import size_in_words
 from analysis.requests import AlignRequest, RoundsRequest, parse_request
 from app.dashboard import alignments
 from app.dashboard.components.attack_form import PROMPTS_HELP
-from app.dashboard.components.job import launch_from_page
+from app.dashboard.components.job import launch_from_page, shown_on_top
 from app.dashboard.components.model_and_mask import model_and_mask
 from app.dashboard.components.text import failure, plain
 from app.dashboard.data import Choice
@@ -72,7 +72,8 @@ def align_form(expanded: bool) -> None:
             job = launch_from_page("rounds" if count > 1 else "align", request)
             if job is not None:
                 st.session_state["run-next"] = job.id
-                st.rerun()
+                st.session_state["align-open"] = False
+                shown_on_top()
 
 
 def _kept(name: str, options: tuple[str, ...]) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 import streamlit as st
 
 from analysis.requests import ALL_SETTINGS, PAPER_SETTINGS, AttackRequest, parse_request
-from app.dashboard.components.job import launch_from_page
+from app.dashboard.components.job import launch_from_page, shown_on_top
 from app.dashboard.components.model_and_mask import model_and_mask
 from app.dashboard.components.text import failure
 from app.dashboard.data import Choice
@@ -168,5 +168,5 @@ def start_attack(model: str, mask: str | None, values: dict[str, Any], rerun: bo
     if launch_from_page("attack", request) is None:
         return False
     if rerun:
-        st.rerun()
+        shown_on_top()
     return True

@@ -4,7 +4,7 @@ import streamlit as st
 
 from analysis.requests import IdentifyRequest, parse_request
 from app.dashboard.components.choose import choose_model
-from app.dashboard.components.job import launch_from_page
+from app.dashboard.components.job import launch_from_page, shown_on_top
 from app.dashboard.components.text import failure
 from toolkit.errors import SafeNeuronError
 
@@ -56,4 +56,4 @@ def start_identifying(values: dict[str, object]) -> None:
         failure(error)
         return
     if launch_from_page("identify", request):
-        st.rerun()
+        shown_on_top()

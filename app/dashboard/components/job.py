@@ -61,8 +61,16 @@ def asked_job() -> Job | None:
         return None
 
 
+def shown_on_top() -> None:
+    """Run the page anew for a job that was started below, and say where it is shown."""
+    st.session_state["started-below"] = True
+    st.rerun()
+
+
 def job_panel(job: Job) -> None:
     """Show a job, again every moment while it is unfinished."""
+    if st.session_state.pop("started-below", False):
+        st.toast("Started: it is shown at the top of this page.", icon=":material/arrow_upward:")
     state = state_of(job).state
     st.session_state[f"shown-{job.id}"] = state
     moving = state == "queued" or state in ALIVE

@@ -87,6 +87,8 @@ heading(
     "Preference optimisation (DPO) with the safety neurons frozen, so that the model must learn to "
     "refuse with others; then the same attack again.",
 )
+if "mask" in st.query_params and "run" not in st.query_params:
+    st.session_state["align-open"] = True  # one came with a mask, to start from
 jobs = {job.id: job for job in alignments.alignments()}
 asked_job()  # says so when the address names none
 if jobs:
@@ -105,4 +107,4 @@ else:
         "makes, or `safeneuron demo` in a terminal.",
         icon=":material/explore:",
     )
-align_form(expanded=not jobs)
+align_form(expanded=not jobs or st.session_state.get("align-open", False))
