@@ -33,7 +33,8 @@ def split_masks(model: str) -> tuple[list[Choice], list[Choice]]:
         entry.summary.get("fingerprint") for entry in known if entry.summary["model"] in names
     }
     prints |= _ancestors(model)
-    own, others = [], []
+    own: list[Choice] = []
+    others: list[Choice] = []
     for card in cards():
         if card.count:
             fits = card.source in names or card.fingerprint in prints

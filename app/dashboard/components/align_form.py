@@ -36,19 +36,21 @@ NUMBERS: tuple[tuple[str, str, float, float, str | None, str], ...] = (
     ("beta", "Beta", 0.001, 10.0, None, "How close DPO holds to the model before."),
     ("sft_weight", "SFT weight", 0.0, 10.0, None, "Of the loss on chosen answers, beside DPO's 1."),
     ("kl_weight", "KL weight", 0.0, 10.0, None, "Of neuronguard's divergence."),
+    ("epochs", "Passes over the pairs", 0.01, 1000.0, None, "Instead of steps."),
 )
 COUNTS: tuple[tuple[str, str, int, int, str], ...] = (
     ("steps", "Steps", 1, 1_000_000, "Of the optimiser."),
     ("batch_size", "Pairs a step", 1, 4096, "Over all processes and accumulated parts."),
     ("find_every", "Steps between searches", 1, 100_000, "Where a recipe looks for neurons again."),
     ("lora_rank", "LoRA rank", 0, 1024, "Of an adapter that is merged in the end; 0: the weights."),
+    ("lora_alpha", "LoRA alpha", 1, 4096, "Over the rank: how much the adapter counts."),
 )
 
 
 def align_form(expanded: bool) -> None:
     """Choose, see what it takes, start."""
     with st.expander("Start an alignment", expanded, icon=":material/shield:"):
-        none = Choice(NONE, "none: found first, where the recipe needs one")
+        none = Choice(NONE, "none (recipes without a mask, or several rounds)")
         model, mask, force = model_and_mask("Mask to freeze", none)
         for name, value in (("model", model), ("mask", mask)):
             if value is not None:
@@ -132,24 +134,28 @@ def _numbers(recipe: RecipeName, preset: PresetName) -> dict[str, Any]:
     """What differs from the preset; what is left empty is its own."""
     own = RECIPES[recipe].numbers(preset)
     values: dict[str, Any] = {}
-    for place, (name, label, least, most, why) in zip(st.columns(4), COUNTS, strict=True):
+    places = (place for _ in range(3) for place in st.columns(4))
+    for name, label, least, most, why in COUNTS:
         usual = getattr(own, name)
         shown = f"{own.epochs:g} passes" if name == "steps" and own.epochs else f"{usual:,}"
-        values[name] = place.number_input(
+        values[name] = next(places).number_input(
             label, least, most, None, placeholder=shown, help=why, key=f"align-{name}"
         )
-    for place, (name, label, low, high, form, why) in zip(st.columns(5), NUMBERS, strict=True):
+    for name, label, low, high, form, why in NUMBERS:
         usual = getattr(own, name)
-        values[name] = place.number_input(
+        values[name] = next(places).number_input(
             label,
             low,
             high,
             None,
             format=form,
-            placeholder=f"{usual:g}",
+            placeholder="by steps" if usual is None else f"{usual:g}",
             help=why,
             key=f"align-{name}",
         )
+    values["max_grad_norm"] = next(places).number_input(
+        "Gradient norm", 0.0, 1000.0, USUAL["max_grad_norm"], help="Gradients are clipped to it."
+    )
     a, b, c, d = st.columns(4)
     values["optimiser"] = a.selectbox("Optimiser", get_args(OptimiserName))
     values["micro_batch"] = b.number_input(
@@ -254,23 +260,43 @@ def _looks() -> dict[str, Any]:
     saves = c.number_input(
         "Steps between saves", 1, 100_000, None, placeholder="a quarter of the run"
     )
+    values: dict[str, Any] = {
+        "evaluate_every": None if looks is None else int(looks),
+        "patience": None if looks is None or patience is None else int(patience),
+        "save_every": None if saves is None else int(saves),
+    }
+    if looks is not None:
+        a, b, c = st.columns(3)
+        values["held_out"] = int(
+            a.number_input("Pairs held out", 1, 100_000, USUAL["held_out"], help="Set aside.")
+        )
+        for name, label, place in (
+            ("held_harmful", "Harmful prompts held out", b),
+            ("held_harmless", "Harmless prompts held out", c),
+        ):
+            values[name] = place.text_input(label, USUAL[name], help=PROMPTS_HELP)
     a, b = st.columns(2)
     leave_out = a.text_input(
         "Prompts left out",
         placeholder="none",
         help="Kept out of made pairs and of searches, as those that are attacked later.",
     )
-    attack = b.toggle(
+    values["leave_out"] = leave_out.strip() or None
+    values["attack"] = b.toggle(
         "Attack it before and after",
         help="With the mask, the paper's settings and AGAIN; the model card shows both.",
     )
-    return {
-        "evaluate_every": None if looks is None else int(looks),
-        "patience": None if looks is None or patience is None else int(patience),
-        "save_every": None if saves is None else int(saves),
-        "leave_out": leave_out.strip() or None,
-        "attack": attack,
-    }
+    if values["attack"]:
+        a, b, c = st.columns(3)
+        for name, label, place in (
+            ("attacked", "Harmful prompts attacked", a),
+            ("attacked_harmless", "Harmless prompts attacked", b),
+        ):
+            values[name] = place.text_input(label, USUAL[name], help=PROMPTS_HELP)
+        values["attack_tokens"] = int(
+            c.number_input("Tokens of an attacked answer", 1, 4096, USUAL["attack_tokens"])
+        )
+    return values
 
 
 def _request(
@@ -279,17 +305,21 @@ def _request(
     """What is asked for; None after saying what is missing."""
     chosen = None if mask in (None, NONE) else Path(str(mask))
     needs = RECIPES[values["recipe"]].needs_mask
+    missing = None
+    if not model:
+        missing = "Choose a model, or type the name of one."
+    elif needs and chosen is None and count == 1:
+        missing = (
+            "This recipe needs a mask: identify one on the Safety map first, or use rounds, which "
+            "find their own."
+        )
+    elif "pairs" in values and values["pairs"] is None:
+        missing = "Name the file of pairs on the tab Data."
+    if missing:
+        st.info(missing, icon=":material/edit:")
+        return None
+    given = {"model": model, "mask": chosen if needs or count > 1 else None, **values}
     try:
-        if not model:
-            raise SafeNeuronError("choose a model, or type the name of one")
-        if needs and chosen is None and count == 1:
-            raise SafeNeuronError(
-                "this recipe needs a mask: identify one on the Safety map first, or use rounds, "
-                "which find their own"
-            )
-        if "pairs" in values and values["pairs"] is None:
-            raise SafeNeuronError("name the file of pairs on the tab Data")
-        given = {"model": model, "mask": chosen if needs or count > 1 else None, **values}
         if count > 1:
             return parse_request(RoundsRequest, {**given, "rounds": count})
         return parse_request(AlignRequest, given)
