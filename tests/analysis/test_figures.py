@@ -104,6 +104,20 @@ def test_the_chosen_neuron_is_ringed(scores: pd.DataFrame, neurons: NeuronSet) -
     assert (list(ring.y), list(ring.x)) == ([2], [5])
 
 
+def test_names_of_a_maps_axes_keep_clear_of_the_ticks(
+    scores: pd.DataFrame, neurons: NeuronSet
+) -> None:
+    figure = safety_map_figure(scores, neurons)
+    named = {note.xref: (note.text, note.yshift) for note in figure.layout.annotations}
+    assert named == {
+        "x domain": ("neuron", -36),
+        "x2 domain": ("%", -36),
+        "x3 domain": ("mass", -36),
+    }
+    assert figure.layout.margin.b > 36 + 13 / 2
+    assert figure.layout.xaxis.title.text is None
+
+
 def test_fraction_by_layer(neurons: NeuronSet) -> None:
     bars = layer_fraction_figure(neurons).data[0]
     assert list(bars.y) == pytest.approx([4.0, 0.0, 100 * 2 / 30])

@@ -337,12 +337,15 @@ def _what_it_takes(request: AlignRequest, count: int) -> None:
         st.caption(plain(f"How long it takes is not known: {error}."))
         return
     least, most = (duration(count * seconds) for seconds in told.seconds)
-    # The other end in the caption: both are too wide for a column.
+    # The other end in the caption: both are too wide for a box.
     from_least = "" if least == most else f" {least} at least;"
-    a, b, c = st.columns(3)
-    a.metric("Training, at most", f"≈ {most}", border=True)
-    b.metric("Memory", f"≈ {size_in_words(told.memory)}", border=True)
-    c.metric("Steps", f"{told.steps:,} × {request.batch_size} pairs", border=True)
+    with st.container(horizontal=True):
+        for label, value in (
+            ("Training, at most", f"≈ {most}"),
+            ("Memory", f"≈ {size_in_words(told.memory)}"),
+            ("Steps", f"{told.steps:,} × {request.batch_size} pairs"),
+        ):
+            st.metric(label, value, border=True, width="content")
     by = (
         f"at the pace of {told.by_earlier} earlier run{'s' * (told.by_earlier > 1)} here"
         if told.by_earlier

@@ -33,7 +33,7 @@ HELP = (
 )
 RECENT = 5  # studies of a model among which one that was attacked is looked for
 SETTINGS = {"ORI": "whole model", "FULL": "without", "RANDOM": "random ones"}
-FACT: dict[str, Any] = {"delta_color": "off", "delta_arrow": "off", "border": True}
+FACT: dict[str, Any] = {"delta_color": "off", "delta_arrow": "off", "border": True, "width": 180}
 
 
 def _headline(study: Entry, result: AttackResult | None, before: bool) -> None:
@@ -54,10 +54,13 @@ def _headline(study: Entry, result: AttackResult | None, before: bool) -> None:
             f"{facts['harmless']}; {study.created:%Y-%m-%d %H:%M}"
         )
     )
-    first, second, third = st.columns([3, 5, 5])
-    first.metric("Safety neurons", f"{len(neurons):,}", f"{neurons.fraction:.2%} of all", **FACT)
-    first.metric("Densest layer", f"{layer} of {len(neurons.widths)}", f"{share:.1%} of it", **FACT)
-    with second:
+    with st.container(horizontal=True):
+        st.metric("Safety neurons", f"{len(neurons):,}", f"{neurons.fraction:.2%} of all", **FACT)
+        st.metric(
+            "Densest layer", f"{layer} of {len(neurons.widths)}", f"{share:.1%} of it", **FACT
+        )
+    first, second = st.columns(2)
+    with first:
         st.markdown("**Where they are**")
         figure = layer_fraction_figure(neurons)
         figure.update_layout(height=190, margin={"t": 12, "b": 42, "r": 8})
@@ -68,7 +71,7 @@ def _headline(study: Entry, result: AttackResult | None, before: bool) -> None:
             f"all lie in layers 0 to {half}",
             key=f"layers-{study.key}",
         )
-    with third:
+    with second:
         what = "the set found before training" if before else "them"
         st.markdown(f"**What is left without {what}**")
         told = finding(result) if result is not None else None

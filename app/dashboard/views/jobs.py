@@ -45,15 +45,17 @@ def _row(job: Job) -> dict[str, Any]:
     state = settle(job)
     # Of a job that is done nothing is left to be read.
     far = None if state.state in {"done", "queued"} else how_far(events(job)[0])
+    # How far one that failed had come is said by its stage; a bar would look like success.
+    share = None if state.state == "failed" else far.share if far else 0.0
     return {
         "started": job.created,
+        "state": state.state,
+        "progress": 1.0 if state.state == "done" else share,
         "job": job.verb,
         "model": data.job_model(job),
-        "state": state.state,
-        "progress": 1.0 if state.state == "done" else far.share if far else 0.0,
         "stage": "" if far is None else str(far),
-        "error": state.error or "",
         "id": job.id,
+        "error": state.error or "",
     }
 
 
@@ -64,12 +66,12 @@ def _table(jobs: list[Job]) -> None:
         hide_index=True,
         column_config={
             "started": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm", width=130),
-            "job": st.column_config.TextColumn(width="small"),
+            "job": st.column_config.TextColumn(width=70),
             "state": st.column_config.TextColumn(
-                width="small",
+                width=80,
                 help="; ".join(f"{name}: {MEANINGS[name]}" for name in BADGES if name in MEANINGS),
             ),
-            "progress": st.column_config.ProgressColumn(format="percent", width="small"),
+            "progress": st.column_config.ProgressColumn(format="percent", width=100),
         },
     )
     before = st.session_state.get("jobs-states")
