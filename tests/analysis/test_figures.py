@@ -13,7 +13,9 @@ from analysis.figures import (
     safety_map_figure,
     score_histogram,
 )
+from analysis.figures.matrix import overlap_matrix_figure
 from analysis.figures.training import held_out_figures, training_figures
+from analysis.overlap.pairs import overlap_table
 from analysis.safety_map import Window
 from analysis.scores.table import score_table
 from analysis.statistics import wilson
@@ -116,6 +118,21 @@ def test_names_of_a_maps_axes_keep_clear_of_the_ticks(
     }
     assert figure.layout.margin.b > 36 + 13 / 2
     assert figure.layout.xaxis.title.text is None
+
+
+def test_names_of_a_matrix_differ_where_they_begin_or_end_alike() -> None:
+    ends = ("study · es+sas · 410 neurons · aaaaaaaa", "study · es+sas · 410 neurons · bbbbbbbb")
+    sets = {
+        **dict.fromkeys(ends, NeuronSet([3000], {0: range(1500)})),
+        f"es of {ends[0]}": NeuronSet([3000], {0: [2999]}),
+    }
+    figure = overlap_matrix_figure(overlap_table(sets), list(sets))
+    labels = [label.partition(". ")[2] for label in figure.layout.yaxis.ticktext]
+    assert len(set(labels)) == 3
+    [squares] = figure.data
+    assert squares.text[0, 1] == "<b>100.0 %</b><br>33.3 %"
+    assert "by chance 750.0 neurons" in squares.customdata[0, 1]
+    assert "1,500 in both of 1,500 and 1,500" in squares.customdata[0, 1]
 
 
 def test_fraction_by_layer(neurons: NeuronSet) -> None:
