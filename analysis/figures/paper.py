@@ -64,7 +64,7 @@ def composition_figure(layers: pd.DataFrame, of: str = "sets") -> go.Figure:
     )
     figure.update_layout(barmode="stack")
     _layers(figure, len(layers))
-    figure.update_yaxes(title=f"neurons of the layer in any of the {of}, %", range=[0, 104])
+    figure.update_yaxes(title="neurons of the layer in any, %", range=[0, 104])
     return legend_below(styled(figure, 400))
 
 
