@@ -98,7 +98,9 @@ def capability(
     mask: MaskFile | None = None
     if request.mask is not None or set(settings) != {"ORI"}:
         mask = mask_of(asked, progress, store)
-        own = mask.model.model_copy(update={"fingerprint": folder.fingerprint})
+        own = mask.model.model_copy(
+            update={"source": request.model, "fingerprint": folder.fingerprint}
+        )
         require_fit(mask, own, folder.ancestors, request.force)
     finding: dict[Side, PromptSet] = {}
     if set(settings) - set(FROM_MASK):

@@ -79,7 +79,7 @@ def attack(
         prompts["over-refusal"] = read_over_refusal(request.over_refusal)
     folder = resolve(request.model)
     mask = mask_of(request, progress, store)
-    own = mask.model.model_copy(update={"fingerprint": folder.fingerprint})
+    own = mask.model.model_copy(update={"source": request.model, "fingerprint": folder.fingerprint})
     require_fit(mask, own, folder.ancestors, request.force)
     settings = _settings(request, mask, folder)
     finding: dict[Side, PromptSet] = {}
@@ -311,7 +311,7 @@ def red_team(
     target = resolve(request.target) if request.target else folder
     mask = mask_of(asked, progress, store)
     finding = finding_prompts(asked, labelled) if set(request.settings) - set(FROM_MASK) else {}
-    own = mask.model.model_copy(update={"fingerprint": folder.fingerprint})
+    own = mask.model.model_copy(update={"source": request.model, "fingerprint": folder.fingerprint})
     require_fit(mask, own, folder.ancestors, request.force)
 
     from analysis.attacks.redteam import red_team as run

@@ -280,5 +280,5 @@ def require_fit(mask: MaskFile, model: ModelInfo, ancestors: list[str], force: b
         raise SafeNeuronError(
             f"the mask was made for another model ({mask.model.source}, fingerprint "
             f"{mask.model.fingerprint[:12]}), not {model.source} ({model.fingerprint[:12]}); "
-            "identify on this model, or pass --force"
+            "identify on this model, or force it"
         )

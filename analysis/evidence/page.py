@@ -56,9 +56,9 @@ def method_pairs(methods: dict[str, NeuronSet]) -> list[Pair]:
 def figures_of(found: Evidence) -> dict[str, go.Figure]:
     """Every figure of the page, by the name of its file."""
     drawn = {
-        "composition": composition_figure(found.classes.layers),
+        "composition": composition_figure(found.classes.layers, "topics"),
         "depth": depth_figure(depth_table(found.models)),
-        "kway": kway_figure(found.kway),
+        "kway": kway_figure(found.kway, "topics"),
     }
     for first, second in method_pairs(found.methods):
         rows = overlap_by_layer(found.methods[first], found.methods[second])

@@ -20,7 +20,6 @@ from analysis.figures.style import (
     SERIES,
     VERDICTS,
     VERMILION,
-    legend_below,
     styled,
 )
 from toolkit.neurons import NeuronSet
@@ -35,6 +34,9 @@ __all__ = [
     "score_histogram",
     "success_figure",
 ]
+
+UPRIGHT = 6  # settings whose names have room under upright bars; of more, each has a row
+BAR, BETWEEN = 10, 12  # pixels of a lying bar, and between rows of them
 
 
 def layer_fraction_figure(neurons: NeuronSet) -> go.Figure:
@@ -123,29 +125,62 @@ def attack_figure(table: pd.DataFrame) -> go.Figure:
     sides = [side for side, _ in PANELS if side in set(table["side"])]
     titles = [f"{side} prompts" for side in sides]
     figure = make_subplots(cols=max(len(sides), 1), shared_yaxes=True, subplot_titles=titles)
+    settings = table["setting"].nunique()
     for column, side in enumerate(sides, start=1):
         part = table[table["side"] == side]
         for verdict, color in VERDICTS.items():
             figure.add_bar(
-                x=part["setting"].to_numpy(),
-                y=100 * part[verdict].to_numpy(),
-                customdata=part[[f"k_{verdict}", "n", "neurons"]].to_numpy().tolist(),
-                error_y=_errors(part, verdict),
+                **_bars(part, verdict, lying=settings > UPRIGHT),
                 name=verdict,
                 legendgroup=verdict,
                 showlegend=column == 1,
                 marker_color=color,
-                hovertemplate="%{x}, %{customdata[2]} neurons removed<br>"
-                + verdict
-                + " %{customdata[0]}/%{customdata[1]} = %{y:.1f} %<extra></extra>",
                 row=1,
                 col=column,
             )
-    figure.update_yaxes(range=[0, 104])
-    figure.update_yaxes(title="answers, %", col=1)
+    return _by_setting(figure, settings, len(VERDICTS))
+
+
+def _bars(part: pd.DataFrame, verdict: str, lying: bool) -> dict[str, Any]:
+    """Bars of a verdict's share, one a setting, with their intervals and words."""
+    setting, share = ("y", "x") if lying else ("x", "y")
+    return {
+        setting: part["setting"].to_numpy(),
+        share: 100 * part[verdict].to_numpy(),
+        f"error_{share}": _errors(part, verdict),
+        "orientation": "h" if lying else "v",
+        "customdata": part[[f"k_{verdict}", "n", "neurons"]].to_numpy().tolist(),
+        "hovertemplate": f"%{{{setting}}}, %{{customdata[2]}} neurons removed<br>{verdict} "
+        f"%{{customdata[0]}}/%{{customdata[1]}} = %{{{share}:.1f}} %",
+    }
+
+
+def _by_setting(figure: go.Figure, settings: int, bars: int, legend: int = 1) -> go.Figure:
+    """Axes, height and legend of bars by setting.
+
+    Args:
+        figure: its bars lie where there are more than ``UPRIGHT`` settings.
+        settings: how many there are.
+        bars: of each setting in a panel.
+        legend: lines that the legend may need, above the titles of the panels.
+    """
     figure.update_annotations(font={"color": INK, "size": 13})
-    # Names of settings are turned where they have little room, and need it below them.
-    return legend_below(styled(figure, 430)).update_layout(legend={"y": -0.26}, margin={"b": 110})
+    # No name is left out, and all have room.
+    names: dict[str, Any] = {"dtick": 1, "automargin": True}
+    top = 46 + 28 * legend
+    if settings > UPRIGHT:
+        figure.update_xaxes(title="answers, %", range=[0, 104])
+        figure.update_yaxes(autorange="reversed", **names)
+        height = settings * (bars * BAR + BETWEEN)
+    else:
+        figure.update_xaxes(**names)
+        figure.update_yaxes(range=[0, 104])
+        figure.update_yaxes(title="answers, %", col=1)
+        height = 300
+    return styled(figure, top + height + 48).update_layout(
+        legend={"xref": "container", "yref": "container", "y": 1, "yanchor": "top"},
+        margin={"t": top},
+    )
 
 
 def success_figure(table: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
@@ -177,7 +212,7 @@ def success_figure(table: pd.DataFrame, names: Mapping[str, str]) -> go.Figure:
             "%{customdata[1]:.1f}]<extra></extra>",
         )
     )
-    figure.update_xaxes(title="attack success, %", range=[-2, 102], nticks=6)
+    figure.update_xaxes(title="attack success, %", range=[-2, 102], tickvals=[0, 50, 100])
     figure.update_yaxes(autorange="reversed", automargin=True)
     return styled(figure, 190).update_layout(margin={"t": 12, "b": 42, "l": 8})
 
@@ -190,16 +225,13 @@ def compare_figure(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
     """
     asked = {side for table in tables.values() for side in table["side"]}
     panels = [panel for panel in PANELS if panel[0] != "over-refusal" or panel[0] in asked]
-    titles = [f"{side} prompts: {verdict}" for side, verdict in panels]
+    titles = [f"{side} prompts:<br>{verdict}" for side, verdict in panels]
     figure = make_subplots(cols=len(panels), shared_yaxes=True, subplot_titles=titles)
+    settings = len({setting for table in tables.values() for setting in table["setting"]})
     for column, (side, verdict) in enumerate(panels, start=1):
         for place, (name, table) in enumerate(tables.items()):
-            part = table[table["side"] == side]
             figure.add_bar(
-                x=part["setting"].to_numpy(),
-                y=100 * part[verdict].to_numpy(),
-                customdata=part[[f"k_{verdict}", "n"]].to_numpy().tolist(),
-                error_y=_errors(part, verdict),
+                **_bars(table[table["side"] == side], verdict, lying=settings > UPRIGHT),
                 name=html.escape(name),
                 legendgroup=str(place),
                 showlegend=column == 1,
@@ -207,12 +239,7 @@ def compare_figure(tables: Mapping[str, pd.DataFrame]) -> go.Figure:
                     "color": SERIES[place % len(SERIES)],
                     "pattern": {"shape": PATTERNS[place % len(PATTERNS)], "solidity": 0.25},
                 },
-                hovertemplate="%{x}: %{customdata[0]}/%{customdata[1]} = %{y:.1f} %",
                 row=1,
                 col=column,
             )
-    figure.update_yaxes(range=[0, 104])
-    figure.update_yaxes(title="answers, %", col=1)
-    figure.update_annotations(font={"color": INK, "size": 13})
-    # Names of settings are turned where they have little room, and need it below them.
-    return legend_below(styled(figure, 430)).update_layout(legend={"y": -0.26}, margin={"b": 110})
+    return _by_setting(figure, settings, len(tables), legend=len(tables))

@@ -222,7 +222,7 @@ def _set_axes(figure: go.Figure, cells: Grid, with_strips: bool) -> None:
     rows, across = cells.value.shape
     if cells.folded:
         first, last = int(cells.first[0]), int(cells.first[-1])
-        figure.update_xaxes(title="neuron, counted on from the row's first", col=1)
+        _name_below(figure, "x", "neuron, counted on from the row's first")
         figure.update_xaxes(range=[-0.5, across - 0.5], col=1)
         # Read as a page: the first row on top.
         figure.update_yaxes(
@@ -233,10 +233,30 @@ def _set_axes(figure: go.Figure, cells: Grid, with_strips: bool) -> None:
         )
         return
     (top, bottom), left = cells.window.layers, cells.window.neurons[0]
-    figure.update_xaxes(title="neuron", range=[left - 0.5, left + across * cells.per - 0.5], col=1)
+    _name_below(figure, "x", "neuron")
+    figure.update_xaxes(range=[left - 0.5, left + across * cells.per - 0.5], col=1)
     figure.update_yaxes(range=[top - 0.6, bottom + 0.6], dtick=1 if rows <= 16 else None)
     figure.update_yaxes(title="layer", col=1)
     if with_strips:
         ticks = {"rangemode": "tozero", "nticks": 2, "tickangle": 0, "tickfont": {"size": 11}}
-        figure.update_xaxes(title="%", col=2, **ticks)
-        figure.update_xaxes(title="mass", col=3, **ticks)
+        for column, name in ((2, "%"), (3, "mass")):
+            figure.update_xaxes(col=column, **ticks)
+            _name_below(figure, f"x{column}", name)
+
+
+def _name_below(figure: go.Figure, axis: str, name: str) -> None:
+    """Name an axis below its ticks, at a distance of its own.
+
+    An axis's title may be placed before its ticks are there, and comes to lie on them.
+    """
+    figure.add_annotation(
+        text=name,
+        x=0.5,
+        xref=f"{axis} domain",
+        y=0,
+        yref="paper",
+        yshift=-36,
+        yanchor="middle",
+        showarrow=False,
+        font={"color": INK, "size": 13},
+    )

@@ -9,7 +9,8 @@ import plotly.graph_objects as go
 
 from analysis.figures.style import INK, styled
 
-SHORT = 18  # letters of a name on an axis
+# Letters of a name on an axis, from its beginning and its end: names may differ in either.
+HEAD, TAIL = 9, 12
 # So faint that ink has its contrast on every square.
 TINT = [[0, "rgba(0, 114, 178, 0.03)"], [1, "rgba(0, 114, 178, 0.36)"]]
 
@@ -30,13 +31,13 @@ def overlap_matrix_figure(pairs: pd.DataFrame, names: Sequence[str]) -> go.Figur
         i, j = place[row["a"]], place[row["b"]]
         percent, chance = 100 * row["jaccard"], 100 * row["jaccard_chance"]
         about = (
-            f"{html.escape(row['a'])}<br>{html.escape(row['b'])}<br>{row['both']} in both of "
-            f"{row['first']} and {row['second']}; by chance {row['both_chance']:.1f}<br>overlap "
-            f"coefficient {row['overlap']:.3f}, p {row['p_more']:.2g}"
+            f"{html.escape(row['a'])}<br>{html.escape(row['b'])}<br>{row['both']:,} in both of "
+            f"{row['first']:,} and {row['second']:,}; by chance {row['both_chance']:,.1f} neurons"
+            f"<br>overlap coefficient {row['overlap']:.3f}, p {row['p_more']:.2g}"
         )
         for a, b in ((i, j), (j, i)):
             values[a, b] = percent
-            words[a, b] = f"<b>{percent:.3g} %</b><br>{chance:.2g} %"
+            words[a, b] = f"<b>{_percent(percent)}</b><br>{_percent(chance)}"
             told[a, b] = about
     labels = [f"{i + 1}. {html.escape(_short(name))}" for i, name in enumerate(names)]
     top = float(np.nanmax(values)) if np.isfinite(values).any() else 0.0
@@ -65,4 +66,8 @@ def overlap_matrix_figure(pairs: pd.DataFrame, names: Sequence[str]) -> go.Figur
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= SHORT else name[: SHORT - 1] + "…"
+    return name if len(name) <= HEAD + TAIL + 1 else f"{name[:HEAD]}…{name[-TAIL:]}"
+
+
+def _percent(value: float) -> str:
+    return "&lt;0.1 %" if 0 < value < 0.05 else f"{value:.1f} %"

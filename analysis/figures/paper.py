@@ -29,13 +29,14 @@ def _layers(figure: go.Figure, count: int) -> None:
     figure.update_xaxes(title="layer", tick0=0, dtick=max(1, -(-count // 16)))
 
 
-def composition_figure(layers: pd.DataFrame) -> go.Figure:
+def composition_figure(layers: pd.DataFrame, of: str = "sets") -> go.Figure:
     """Core, shared and specific neurons of each layer (Fig. 3), as shares of the layer's union.
 
     The dotted line is what chance gives core and shared together.
 
     Args:
         layers: as :attr:`analysis.overlap.composition.Composition.layers` has them.
+        of: what the sets are, in the plural.
     """
     figure = go.Figure()
     for place, (name, color) in enumerate(CLASS_COLORS.items()):
@@ -43,12 +44,12 @@ def composition_figure(layers: pd.DataFrame) -> go.Figure:
             x=layers["layer"].to_numpy(),
             y=100 * layers[f"{name}_share"].to_numpy(dtype=np.float64),
             customdata=layers[[name, f"{name}_chance"]].to_numpy().tolist(),
-            name={"core": "core: in all topics", "shared": "shared: in several"}.get(
+            name={"core": f"core: in all {of}", "shared": "shared: in several"}.get(
                 name, "specific: in one"
             ),
             marker={"color": color, "pattern": {"shape": PATTERNS[place], "solidity": 0.2}},
             hovertemplate="layer %{x}, " + name + ": %{customdata[0]} neurons = %{y:.1f} %"
-            "<br>by chance %{customdata[1]:.2f}<extra></extra>",
+            "<br>by chance %{customdata[1]:,.1f} neurons<extra></extra>",
         )
     chance = {name: layers[f"{name}_chance"].to_numpy(dtype=np.float64) for name in CLASS_COLORS}
     union = np.asarray(sum(chance.values()))
@@ -63,7 +64,7 @@ def composition_figure(layers: pd.DataFrame) -> go.Figure:
     )
     figure.update_layout(barmode="stack")
     _layers(figure, len(layers))
-    figure.update_yaxes(title="neurons of the layer in any topic, %", range=[0, 104])
+    figure.update_yaxes(title="neurons of the layer in any, %", range=[0, 104])
     return legend_below(styled(figure, 400))
 
 
@@ -92,11 +93,12 @@ def depth_figure(table: pd.DataFrame) -> go.Figure:
     return styled(figure, 160 + 44 * len(wide))
 
 
-def kway_figure(table: pd.DataFrame) -> go.Figure:
+def kway_figure(table: pd.DataFrame, of: str = "sets") -> go.Figure:
     """Overlap of any K sets against K (Fig. 5): mean, one deviation either way, chance.
 
     Args:
         table: as :func:`analysis.overlap.kway.kway_table` gives it.
+        of: what the sets are, in the plural.
     """
     k, ratio = table["k"].to_numpy(), 100 * table["ratio"].to_numpy(dtype=np.float64)
     spread = 100 * np.sqrt(table["variance"].to_numpy(dtype=np.float64))
@@ -129,7 +131,7 @@ def kway_figure(table: pd.DataFrame) -> go.Figure:
         line={"color": INK, "dash": "dot", "width": 2},
         hovertemplate="K = %{x}, by chance: %{y:.3g} %<extra></extra>",
     )
-    figure.update_xaxes(title="K, how many topics", dtick=1)
+    figure.update_xaxes(title=f"K, how many {of}", dtick=1)
     figure.update_yaxes(title="overlap ratio, %", rangemode="tozero")
     return legend_below(styled(figure, 380))
 

@@ -59,7 +59,10 @@ DARK = Paper(
         VERDICTS["degenerate"]: "#77828d",
     },
 )
-_PLACES = ("marker.color", "marker.line.color", "line.color", "error_y.color", "textfont.color")
+_PLACES = (
+    *("marker.color", "marker.line.color", "line.color"),
+    *("error_x.color", "error_y.color", "textfont.color"),
+)
 
 
 def on_paper(figure: go.Figure, paper: Paper) -> go.Figure:

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import streamlit as st
 
+from analysis.kept_neuron import measuring_request
 from analysis.mask_library import Card, cards, keep
 from analysis.robustness import AttackResult, read_attack
 from analysis.store import Entry, Store
 from app.jobs.events import result_of
 from app.jobs.folder import ID, Job, list_jobs, state_of
 from toolkit.errors import SafeNeuronError
+from toolkit.home import home
 from toolkit.masks import MaskFile, read_mask
 from toolkit.models.sources import EMBEDDED
 
@@ -20,6 +22,7 @@ STUDY: Shape = {"model": str, "architecture": str, "method": str, "position": st
 STUDY |= {"count": int, "fraction": (int, float), "widths": list, "parameters": dict}
 STUDY |= {"harmful": str, "harmless": str}
 ATTACK: Shape = {"model": str, "mask": str, "count": int, "fraction": (int, float)}
+SHOWN_FOR = 30  # seconds that the models there are, are kept
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,19 @@ def studies() -> list[Entry]:
 def study_of(key: str) -> Entry | None:
     """The study of a key, or None."""
     return next((entry for entry in studies() if entry.key == key), None)
+
+
+def study_measured(job: Job) -> Entry | None:
+    """The newest study whose neuron a job measures: it asks for just what the study's page does."""
+    place = job.request["layer"], job.request["neuron"]
+    for study in studies():
+        try:
+            asked = measuring_request(study, *place)
+        except SafeNeuronError:
+            continue  # it does not say what it was asked
+        if asked.model_dump(mode="json") == job.request:
+            return study
+    return None
 
 
 def attacks() -> list[Entry]:
@@ -89,9 +105,30 @@ def attack_result(path: Path) -> AttackResult:
         raise SafeNeuronError(f"{path.name} is gone; run the attack again") from error
 
 
+@st.cache_data(ttl=SHOWN_FOR, show_spinner=False)
+def _paths(root: str) -> list[tuple[str, ...]]:
+    """The folders and files of all models that a page may name, each in its parts."""
+    sources = {card.source for card in cards()}
+    sources |= {str(entry.summary["model"]) for entry in (*studies(), *attacks())}
+    for job in list_jobs():
+        sources |= {str(job.folder), str(job.request.get("model"))}
+    return [Path(source).parts for source in sources]
+
+
 def model_label(source: str) -> str:
-    """A model's name, short: a path's last part; a job's folder as what it is."""
-    name = Path(source).name if "/" in source and Path(source).is_absolute() else source
+    """A model's name, short: a path's last parts, as many as tell it from other models.
+
+    A job's folder is called what it is.
+    """
+    if not Path(source).is_absolute():
+        return source
+    own = Path(source).parts
+    others = [parts for parts in _paths(str(home())) if parts != own]
+    name = next(
+        "/".join(own[-depth:])
+        for depth in range(1, len(own) + 1)
+        if all(parts[-depth:] != own[-depth:] for parts in others)
+    )
     return f"aligned {name}" if ID.fullmatch(name) else name
 
 
@@ -113,6 +150,19 @@ def attack_label(entry: Entry) -> str:
     )
 
 
+def attack_names(entries: list[Entry]) -> list[str]:
+    """What attacks are called beside each other: by model, and of one model by date."""
+    names = [model_label(entry.summary["model"]) for entry in entries]
+    dated = [
+        f"{name}, {entry.created:%Y-%m-%d %H:%M}" if names.count(name) > 1 else name
+        for name, entry in zip(names, entries, strict=True)
+    ]
+    return [
+        f"{name} ({entry.key[:6]})" if dated.count(name) > 1 else name
+        for name, entry in zip(dated, entries, strict=True)
+    ]
+
+
 def job_label(job: Job) -> str:
     """A job in one line."""
     return f"{job.created:%Y-%m-%d %H:%M} · {job.verb} · {job_model(job)}"
@@ -131,8 +181,16 @@ def aligned() -> list[Job]:
 def model_choices() -> list[Choice]:
     """Models at hand: those of the studies, of finished alignments, and the embedded ones."""
     sources = [str(entry.summary["model"]) for entry in studies()]
-    sources += [str(job.folder) for job in aligned()] + list(EMBEDDED)
-    return [Choice(source, model_label(source)) for source in dict.fromkeys(sources)]
+    # The one that refuses stands first: of one that complies there is little to find.
+    sources += [str(job.folder) for job in aligned()] + list(reversed(EMBEDDED))
+    return [Choice(source, _said(source)) for source in dict.fromkeys(sources)]
+
+
+def _said(source: str) -> str:
+    """A model's name, and of an embedded one what it does."""
+    known = EMBEDDED.get(source)
+    does = "" if known is None else f" · {known.description.partition(':')[0]}"
+    return model_label(source) + does
 
 
 def mask_choices() -> list[Choice]:

@@ -9,8 +9,9 @@ from analysis.chat import Arm, Question, Removal, Said, highest, rankable
 from analysis.store import Entry
 from app.dashboard import data
 from app.dashboard.data import Choice
+from app.dashboard.kin import parents
 from app.jobs.chat import Desk, Told
-from app.jobs.folder import Job, list_jobs
+from app.jobs.folder import Job
 from toolkit.errors import SafeNeuronError
 from toolkit.masks import read_mask
 from toolkit.neurons import NeuronSet
@@ -51,7 +52,7 @@ def removal_choices(model: str) -> tuple[list[Choice], dict[str, Entry]]:
         The choices, and the studies among them.
     """
     studies = {entry.key: entry for entry in data.studies()}
-    own = {model, *_parents(model)}
+    own = {model, *parents(model)}
     order = sorted(studies.values(), key=lambda entry: entry.summary["model"] not in own)
     choices = [Choice(e.key, f"ranked by {data.study_label(e)}") for e in order]
     of_studies = {str(entry.file("mask.json")) for entry in order}
@@ -59,16 +60,6 @@ def removal_choices(model: str) -> tuple[list[Choice], dict[str, Entry]]:
         if choice.value not in of_studies:
             choices.append(Choice(choice.value, f"the mask {choice.label}"))
     return choices, studies
-
-
-def _parents(model: str) -> list[str]:
-    """The models that an aligned one was trained from, newest first."""
-    asked = {str(j.folder): str(j.request.get("model")) for j in list_jobs() if j.verb == "align"}
-    found: list[str] = []
-    while model in asked and asked[model] not in found:
-        model = asked[model]
-        found.append(model)
-    return found
 
 
 def scores_of(entry: Entry) -> list[str]:

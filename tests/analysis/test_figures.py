@@ -13,7 +13,9 @@ from analysis.figures import (
     safety_map_figure,
     score_histogram,
 )
+from analysis.figures.matrix import overlap_matrix_figure
 from analysis.figures.training import held_out_figures, training_figures
+from analysis.overlap.pairs import overlap_table
 from analysis.safety_map import Window
 from analysis.scores.table import score_table
 from analysis.statistics import wilson
@@ -104,6 +106,35 @@ def test_the_chosen_neuron_is_ringed(scores: pd.DataFrame, neurons: NeuronSet) -
     assert (list(ring.y), list(ring.x)) == ([2], [5])
 
 
+def test_names_of_a_maps_axes_keep_clear_of_the_ticks(
+    scores: pd.DataFrame, neurons: NeuronSet
+) -> None:
+    figure = safety_map_figure(scores, neurons)
+    named = {note.xref: (note.text, note.yshift) for note in figure.layout.annotations}
+    assert named == {
+        "x domain": ("neuron", -36),
+        "x2 domain": ("%", -36),
+        "x3 domain": ("mass", -36),
+    }
+    assert figure.layout.margin.b > 36 + 13 / 2
+    assert figure.layout.xaxis.title.text is None
+
+
+def test_names_of_a_matrix_differ_where_they_begin_or_end_alike() -> None:
+    ends = ("study · es+sas · 410 neurons · aaaaaaaa", "study · es+sas · 410 neurons · bbbbbbbb")
+    sets = {
+        **dict.fromkeys(ends, NeuronSet([3000], {0: range(1500)})),
+        f"es of {ends[0]}": NeuronSet([3000], {0: [2999]}),
+    }
+    figure = overlap_matrix_figure(overlap_table(sets), list(sets))
+    labels = [label.partition(". ")[2] for label in figure.layout.yaxis.ticktext]
+    assert len(set(labels)) == 3
+    [squares] = figure.data
+    assert squares.text[0, 1] == "<b>100.0 %</b><br>33.3 %"
+    assert "by chance 750.0 neurons" in squares.customdata[0, 1]
+    assert "1,500 in both of 1,500 and 1,500" in squares.customdata[0, 1]
+
+
 def test_fraction_by_layer(neurons: NeuronSet) -> None:
     bars = layer_fraction_figure(neurons).data[0]
     assert list(bars.y) == pytest.approx([4.0, 0.0, 100 * 2 / 30])
@@ -139,6 +170,23 @@ def test_over_refusal_has_a_panel_where_it_was_asked() -> None:
     assert {t.xaxis for t in compare_figure({"a": table, "b": table}).data} == {"x", "x2"}
     drawn = [(t.name, list(t.y)) for t in compare_figure({"a": table, "b": more}).data]
     assert drawn[4:] == [("a", []), ("b", pytest.approx([95.0, 15.0]))]
+
+
+def test_many_settings_have_a_row_each() -> None:
+    names = ["ORI", "RANDOM-ACTIVATION", *(f"SWEEP {share}%" for share in range(1, 21))]
+    table = verdict_table(dict.fromkeys(names, (1, 19)))
+    few, many = attack_figure(table[table["setting"].isin(names[:6])]), attack_figure(table)
+    assert {trace.orientation for trace in few.data} == {"v"}
+    bars = {(t.name, t.xaxis): t for t in many.data}
+    complied = bars["complied", "x"]
+    assert (complied.orientation, list(complied.y)) == ("h", names)
+    assert list(complied.x) == pytest.approx([5.0] * len(names))
+    assert complied.error_x.array[0] == pytest.approx(100 * (wilson(1, 20).high - 0.05))
+    for figure in (many, compare_figure({"a": table, "b": table})):
+        # Every name is drawn, in full, and each row has the height of its bars.
+        assert (figure.layout.yaxis.dtick, figure.layout.yaxis.automargin) == (1, True)
+        assert figure.layout.height > 20 * len(names)
+        assert (figure.layout.legend.yref, figure.layout.legend.y) == ("container", 1)
 
 
 def test_comparison_escapes_names() -> None:

@@ -261,7 +261,9 @@ def test_bad_masks(
     assert "schema" in attack(json.dumps(good | {"schema": "someone.else/7"}))
     far = good | {"neurons": {"0": [64]}, "parts": {}, "count": 1, "fraction": 1 / 192}
     assert "out of range" in attack(json.dumps(far))
-    assert "another model" in attack(json.dumps(good), other)
+    said = attack(json.dumps(good), other)
+    assert "another model" in said
+    assert f"not {other} (" in said
     bad.unlink()
     assert "cannot read the mask" in one_line(run("attack", tiny_llama, "--mask", bad, *sides))
 

@@ -45,8 +45,9 @@ def test_number_fields_show_a_neuron_as_the_table_has_it() -> None:
     table = pd.read_parquet(study.file("scores.parquet"))
     row = table[(table["layer"] == 1) & (table["neuron"] == 33)].iloc[0]
     shown = dict(test.table[0].value["value"])
-    assert float(shown["ES"]) == pytest.approx(row["es"], rel=1e-3)
-    assert float(shown["Mean, harmless"]) == pytest.approx(row["mean_harmless"], rel=1e-3)
+    assert float(shown["ES (Cohen's d)"]) == pytest.approx(row["es"], rel=1e-3)
+    [mean] = [value for what, value in shown.items() if what.startswith("Mean, harmless")]
+    assert float(mean) == pytest.approx(row["mean_harmless"], rel=1e-3)
     # A narrower layer pulls the index within its width.
     test.number_input(key="layer").set_value(2).run()
     assert test.number_input(key="neuron").value == 19

@@ -35,6 +35,12 @@ def test_three_of_them_have_a_curve_and_a_composition() -> None:
         "Composition by layer",
     ]
     assert test.query_params["sets"] in (query["sets"], [query["sets"]])
+    # They are masks and scores of one model, and chance is counted in neurons.
+    assert "by chance" in texts(test)
+    assert all("neurons" in part for part in texts(test).split("by chance")[1:])
+    drawn = "".join(chart.proto.spec for chart in test.get("plotly_chart"))
+    assert "how many sets" in drawn
+    assert "topic" not in drawn
 
 
 def test_two_scores_have_a_rank_correlation() -> None:

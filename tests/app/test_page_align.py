@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
+from streamlit.testing.v1.element_tree import Expander
 
 from analysis.requests import AlignRequest, RoundsRequest
 from analysis.store import Store
@@ -40,6 +41,23 @@ def test_the_align_form_makes_one_job() -> None:
     assert state_of(job).state == "queued"
 
 
+def test_the_form_is_open_for_a_mask_that_one_brings() -> None:
+    study, _ = fill()
+    job = made(study.file("mask.json"))
+
+    def form(test: AppTest) -> Expander:
+        return next(box for box in test.expander if box.label == "Start an alignment")
+
+    assert not form(opened("align", run=job.id)).proto.expanded
+    test = opened("align", mask=str(study.file("mask.json")), model="a-model")
+    assert form(test).proto.expanded
+    next(n for n in test.number_input if n.label == "Rounds").set_value(2).run()
+    assert form(test).proto.expanded
+    submit(test, "Align")
+    assert not form(test).proto.expanded
+    assert "at the top" in test.toast[0].value
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_can_be_started(recipe: str) -> None:
     fill()
@@ -49,6 +67,47 @@ def test_every_recipe_can_be_started(recipe: str) -> None:
     [job] = list_jobs()
     assert (job.request["recipe"], job.request["preset"]) == (recipe, "paper")
     assert (job.request["mask"] is not None) == RECIPES[recipe].needs_mask  # type: ignore[index]
+
+
+def test_what_is_missing_is_said_and_is_no_error() -> None:
+    test = opened("align")  # no study, so no mask, and nothing was done yet
+    assert "This recipe needs a mask" in texts(test)
+    assert not test.error
+    assert next(button for button in test.button if button.label == "Align").disabled
+
+
+def test_held_out_sets_and_the_attack_afterwards_can_be_chosen() -> None:
+    fill()
+    test = opened("align")
+    labels = {field.label for field in (*test.text_input, *test.number_input)}
+    assert not {"Pairs held out", "Harmful prompts attacked"} & labels
+    next(n for n in test.number_input if n.label.endswith("held-out looks")).set_value(4)
+    next(t for t in test.toggle if t.label.startswith("Attack it")).set_value(True).run()
+    for label, value in (
+        ("Harmful prompts held out", "advbench[:3]"),
+        ("Harmless prompts held out", "harmless-train[:3]"),
+        ("Harmful prompts attacked", "strongreject[:5]"),
+        ("Harmless prompts attacked", "harmless-heldout[:5]"),
+    ):
+        next(t for t in test.text_input if t.label == label).set_value(value)
+    for label, number in (
+        ("Pairs held out", 3),
+        ("Tokens of an attacked answer", 9),
+        ("Passes over the pairs", 0.5),
+        ("Gradient norm", 0.3),
+        ("LoRA rank", 4),
+        ("LoRA alpha", 8),
+    ):
+        next(n for n in test.number_input if n.label == label).set_value(number)
+    test.run()
+    submit(test, "Align")
+    [job] = list_jobs()
+    asked = AlignRequest.model_validate(job.request)
+    assert (asked.held_out, asked.held_harmful) == (3, "advbench[:3]")
+    assert asked.held_harmless == "harmless-train[:3]"
+    assert (asked.attacked, asked.attacked_harmless) == ("strongreject[:5]", "harmless-heldout[:5]")
+    assert (asked.attack_tokens, asked.epochs, asked.max_grad_norm) == (9, 0.5, 0.3)
+    assert (asked.lora_rank, asked.lora_alpha) == (4, 8)
 
 
 def test_rounds_are_started_and_their_table_is_shown() -> None:
@@ -71,7 +130,7 @@ def test_rounds_are_started_and_their_table_is_shown() -> None:
 def test_pairs_come_from_a_file_or_from_sets(own_home: Path) -> None:
     fill()
     test = opened("align", data="file")
-    assert "name the file of pairs" in texts(test)
+    assert "Name the file of pairs" in texts(test)
     pairs = own_home / "pairs.jsonl"
     next(t for t in test.text_input if t.label == "File of pairs").set_value(str(pairs)).run()
     submit(test, "Align")

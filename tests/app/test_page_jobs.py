@@ -6,14 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
+from urllib.parse import parse_qs
 
+import pandas as pd
 import pytest
 
-from analysis.requests import AlignRequest, IdentifyRequest
+from analysis.kept_neuron import measuring_request
+from analysis.requests import AlignRequest, IdentifyRequest, parse_request
 from app.dashboard.components.text import plain
 from app.jobs.events import append_event
 from app.jobs.folder import Phase, change_state, create, state_of
 from app.jobs.process import here, started
+from app.jobs.verbs import REQUESTS
 from tests.app.test_pages import EVIL, fill, opened, submit, texts
 
 PHASES = get_args(Phase)
@@ -83,6 +87,17 @@ def test_progress_has_its_time_left() -> None:
     assert (row["progress"], row["stage"]) == (0.25, "prompts: 5 of 20, about 30 s left")
 
 
+def test_a_failed_job_has_no_bar_that_looks_like_success() -> None:
+    job = create("align", AlignRequest(model="a-model"))
+    stage = {"kind": "stage", "stage": "loading the model", "done": 1, "total": 1, "clock": 0.0}
+    append_event(job, stage)
+    failed = {"state": "failed", "error": "no such file"}
+    change_state(job, lambda old: old.model_copy(update=failed))
+    [row] = opened("jobs").dataframe[0].value.to_dict("records")
+    assert pd.isna(row["progress"])
+    assert row["stage"].startswith("loading the model: 1 of 1")
+
+
 def test_a_job_that_cannot_be_read_is_named() -> None:
     name = job_in("done")
     other = create("identify", IdentifyRequest(model="a-model"))
@@ -92,17 +107,29 @@ def test_a_job_that_cannot_be_read_is_named() -> None:
     assert "<b>" not in shown
 
 
+def test_a_job_of_every_verb_opens_on_its_page() -> None:
+    study, _ = fill()
+    neuron = measuring_request(study, 1, 5)
+    for verb, kind in REQUESTS.items():
+        given = {"model": "a-model", "layer": 1, "neuron": 5}
+        asked = {name: value for name, value in given.items() if name in kind.model_fields}
+        job = create(verb, neuron if verb == "neuron" else parse_request(kind, asked))
+        [link] = opened("jobs", run=job.id).get("page_link")
+        if verb == "neuron":
+            place = {"study": [study.key], "layer": ["1"], "neuron": ["5"]}
+            assert parse_qs(link.proto.query_string) == {"run": [job.id], **place}
+
+
 def test_settings_say_what_there_is(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill()
     monkeypatch.setenv("SAFENEURON_QUEUE", "redis://user:hunter2@example.org:6379/0")
     monkeypatch.setenv("SAFENEURON_LAUNCHER", "srun <b>--gpus 1")
     test = opened("settings")
     shown = [frame.value for frame in test.dataframe]
-    by_name = test.table[0].value
-    assert by_name.loc["queue", "value"] == plain("redis://example.org:6379/0")
-    assert by_name.loc["queue", "from"] == plain("the environment (SAFENEURON_QUEUE)")
-    assert by_name.loc["launcher", "value"] == plain("srun <b>--gpus 1")
-    assert "hunter2" not in str(shown) + by_name.to_csv() + texts(test)
+    source = plain("the environment (SAFENEURON_QUEUE)")
+    assert f"**queue** {plain('redis://example.org:6379/0')} ({source})" in texts(test)
+    assert f"**launcher** {plain('srun <b>--gpus 1')} (" in texts(test)
+    assert "hunter2" not in str(shown) + texts(test)
     [kept] = [table for table in shown if "folder" in table]
     assert kept.set_index("folder").loc["store", "files"] >= 5
     assert str(own_home) in [box.value for box in test.code]

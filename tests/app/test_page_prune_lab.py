@@ -8,7 +8,7 @@ from streamlit.testing.v1 import AppTest
 from analysis.chat import Answered, Arm, ChatRequest, Question, Removal, Said
 from analysis.store import Entry
 from app.dashboard import lab
-from app.dashboard.components.answers import VEIL, prose, veiled
+from app.dashboard.components.answers import VEIL, WORDS_ALONE, prose, veiled
 from app.dashboard.components.text import plain
 from app.jobs.chat import Desk
 from app.jobs.events import append_event
@@ -114,6 +114,15 @@ def test_only_a_refusal_of_the_whole_model_is_open() -> None:
     assert prose(SAID["pruned"].text) in texts(test)
     assert prose(SAID["random"].text) not in texts(test)
     assert "<img" not in texts(test).replace(r"\<img", "")
+
+
+def test_a_verdict_says_that_words_alone_are_judged() -> None:
+    study, _ = fill()
+    job, number = conversation(study)
+    badges = [mark for mark in at(job, number).markdown if "-badge[" in mark.value]
+    verdicts = [mark for mark in badges if "refused" in mark.value or "complied" in mark.value]
+    assert len(verdicts) >= 2
+    assert all(WORDS_ALONE in mark.proto.help for mark in verdicts)
 
 
 def test_a_conversation_goes_on_and_its_link_restores_it() -> None:

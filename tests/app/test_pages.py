@@ -36,7 +36,9 @@ PROMPTS = PromptsInfo(name="some", sha256="b" * 64, count=2)
 EVIL = "<img src=x onerror=alert(1)> [a](http://b) :red[c]"
 
 
-def drawn(name: str = "a-model", seed: int = 0) -> tuple[pd.DataFrame, MaskFile]:
+def drawn(
+    name: str = "a-model", seed: int = 0, fingerprint: str = "a" * 64
+) -> tuple[pd.DataFrame, MaskFile]:
     """The scores and the mask of a study of random moments."""
     rng = np.random.default_rng(seed)
     sides = [
@@ -46,7 +48,7 @@ def drawn(name: str = "a-model", seed: int = 0) -> tuple[pd.DataFrame, MaskFile]
     table = score_table(*sides)
     model = ModelInfo(
         source=name,
-        fingerprint="a" * 64,
+        fingerprint=fingerprint,
         architecture="llama",
         layers=len(WIDTHS),
         neurons_per_layer=WIDTHS,
@@ -62,9 +64,9 @@ def drawn(name: str = "a-model", seed: int = 0) -> tuple[pd.DataFrame, MaskFile]
     return table, mask
 
 
-def save_study(name: str = "a-model", seed: int = 0) -> Entry:
+def save_study(name: str = "a-model", seed: int = 0, fingerprint: str = "a" * 64) -> Entry:
     """Such a study, through the real store."""
-    table, mask = drawn(name, seed)
+    table, mask = drawn(name, seed, fingerprint)
 
     def write(folder: Path) -> None:
         table.to_parquet(folder / "scores.parquet", index=False)
@@ -169,6 +171,20 @@ def test_data_is_never_markup() -> None:
 
 def test_plain_text_has_no_live_markup() -> None:
     assert plain("a*b*\n<i>") == r"a\*b\* &lt;i&gt;"
+
+
+def test_taking_a_file_away_leaves_the_page_as_it_is() -> None:
+    study, _ = fill()
+    job = create("align", AlignRequest(model="a-model", mask=study.file("mask.json")))
+    for page in ("attack", "jobs", "settings", "safety_map"):
+        buttons = opened(page, run=job.id).get("download_button")
+        assert buttons
+        assert all(button.proto.ignore_rerun for button in buttons), page
+    # There is one way to offer a file.
+    views = [
+        path for path in Path(MAIN).parent.rglob("*.py") if "download_button(" in path.read_text()
+    ]
+    assert [path.name for path in views] == ["downloads.py"]
 
 
 def submit(test: AppTest, label: str) -> None:

@@ -99,7 +99,7 @@ def test_a_link_restores_the_view(page: Page, dashboard: Dashboard) -> None:
 
 def test_a_neuron_is_measured_from_its_page(page: Page, dashboard: Dashboard) -> None:
     page.goto(f"{dashboard.url}/map?layer=2&neuron=7")
-    page.get_by_text("Open this neuron's page").click()
+    page.get_by_text("Open its page").click()
     expect(page.get_by_role("heading", name="Neuron", exact=True)).to_be_visible()
     page.get_by_role("button", name="Compute this page").click()
     wait_for(lambda: len(dashboard.runs("neuron")) == 1)

@@ -109,7 +109,7 @@ def click_a_neuron(page: Page, dashboard: Dashboard) -> tuple[int, int]:
 
 def look_at_it(page: Page, dashboard: Dashboard, place: tuple[int, int]) -> bool:
     """Its page is measured; it joins or leaves the working mask. Whether it joined."""
-    page.get_by_text("Open this neuron's page").click()
+    page.get_by_text("Open its page").click()
     expect(page.get_by_role("heading", name="Neuron", exact=True)).to_be_visible()
     job = started(page, dashboard, "neuron", "Compute this page")
     assert (job.request["layer"], job.request["neuron"]) == place

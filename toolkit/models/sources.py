@@ -26,6 +26,7 @@ class EmbeddedModel:
     """A model known by name that needs no model hub.
 
     Args:
+        description: what it does, a colon, and what it is.
         wheel, member: the GGUF file inside a pinned wheel.
         adapter: folder under ``toolkit/data/adapters`` that is merged in, if any.
         base: the embedded model that the adapter is merged into.
@@ -45,13 +46,13 @@ EMBEDDED: dict[str, EmbeddedModel] = {
     for model in (
         EmbeddedModel(
             "smollm2-135m-instruct",
-            "SmolLM2-135M-Instruct as released; complies with nearly every harmful request",
+            "complies with nearly every harmful request: SmolLM2-135M-Instruct as released",
             SMOLLM2,
             _SMOLLM2_GGUF,
         ),
         EmbeddedModel(
             "smollm2-135m-aligned",
-            "the same with this project's safety adapter: it refuses harmful requests",
+            "refuses harmful requests: the same with this project's safety adapter",
             SMOLLM2,
             _SMOLLM2_GGUF,
             adapter="smollm2-135m-aligned",

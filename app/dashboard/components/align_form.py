@@ -8,10 +8,10 @@ import streamlit as st
 from analysis.estimate import estimate
 from analysis.listing import size_in_words
 from analysis.requests import AlignRequest, RoundsRequest, parse_request
-from app.dashboard import alignments, data
+from app.dashboard import alignments
 from app.dashboard.components.attack_form import PROMPTS_HELP
-from app.dashboard.components.choose import from_choices
-from app.dashboard.components.job import launch_from_page
+from app.dashboard.components.job import launch_from_page, shown_on_top
+from app.dashboard.components.model_and_mask import model_and_mask
 from app.dashboard.components.text import failure, plain
 from app.dashboard.data import Choice
 from app.dashboard.inside import require_inside
@@ -36,28 +36,27 @@ NUMBERS: tuple[tuple[str, str, float, float, str | None, str], ...] = (
     ("beta", "Beta", 0.001, 10.0, None, "How close DPO holds to the model before."),
     ("sft_weight", "SFT weight", 0.0, 10.0, None, "Of the loss on chosen answers, beside DPO's 1."),
     ("kl_weight", "KL weight", 0.0, 10.0, None, "Of neuronguard's divergence."),
+    ("epochs", "Passes over the pairs", 0.01, 1000.0, None, "Instead of steps."),
 )
 COUNTS: tuple[tuple[str, str, int, int, str], ...] = (
     ("steps", "Steps", 1, 1_000_000, "Of the optimiser."),
     ("batch_size", "Pairs a step", 1, 4096, "Over all processes and accumulated parts."),
     ("find_every", "Steps between searches", 1, 100_000, "Where a recipe looks for neurons again."),
     ("lora_rank", "LoRA rank", 0, 1024, "Of an adapter that is merged in the end; 0: the weights."),
+    ("lora_alpha", "LoRA alpha", 1, 4096, "Over the rank: how much the adapter counts."),
 )
 
 
 def align_form(expanded: bool) -> None:
     """Choose, see what it takes, start."""
     with st.expander("Start an alignment", expanded, icon=":material/shield:"):
-        left, right = st.columns(2)
-        with left:
-            model = from_choices("Model", data.model_choices(), "model", new=True)
-        with right:
-            none = Choice(NONE, "none: found first, where the recipe needs one")
-            mask = from_choices("Mask to freeze", [*data.mask_choices(), none], "mask")
+        none = Choice(NONE, "none (recipes without a mask, or several rounds)")
+        model, mask, force = model_and_mask("Mask to freeze", none)
         for name, value in (("model", model), ("mask", mask)):
             if value is not None:
                 st.query_params[name] = value
         values, count = _recipe()
+        values["force"] = force
         numbers, source, looks = st.tabs(["Numbers", "Data", "While it trains, and after"])
         with source:
             values |= _data()
@@ -75,7 +74,8 @@ def align_form(expanded: bool) -> None:
             job = launch_from_page("rounds" if count > 1 else "align", request)
             if job is not None:
                 st.session_state["run-next"] = job.id
-                st.rerun()
+                st.session_state["align-open"] = False
+                shown_on_top()
 
 
 def _kept(name: str, options: tuple[str, ...]) -> int:
@@ -134,24 +134,28 @@ def _numbers(recipe: RecipeName, preset: PresetName) -> dict[str, Any]:
     """What differs from the preset; what is left empty is its own."""
     own = RECIPES[recipe].numbers(preset)
     values: dict[str, Any] = {}
-    for place, (name, label, least, most, why) in zip(st.columns(4), COUNTS, strict=True):
+    places = (place for _ in range(3) for place in st.columns(4))
+    for name, label, least, most, why in COUNTS:
         usual = getattr(own, name)
         shown = f"{own.epochs:g} passes" if name == "steps" and own.epochs else f"{usual:,}"
-        values[name] = place.number_input(
+        values[name] = next(places).number_input(
             label, least, most, None, placeholder=shown, help=why, key=f"align-{name}"
         )
-    for place, (name, label, low, high, form, why) in zip(st.columns(5), NUMBERS, strict=True):
+    for name, label, low, high, form, why in NUMBERS:
         usual = getattr(own, name)
-        values[name] = place.number_input(
+        values[name] = next(places).number_input(
             label,
             low,
             high,
             None,
             format=form,
-            placeholder=f"{usual:g}",
+            placeholder="by steps" if usual is None else f"{usual:g}",
             help=why,
             key=f"align-{name}",
         )
+    values["max_grad_norm"] = next(places).number_input(
+        "Gradient norm", 0.0, 1000.0, USUAL["max_grad_norm"], help="Gradients are clipped to it."
+    )
     a, b, c, d = st.columns(4)
     values["optimiser"] = a.selectbox("Optimiser", get_args(OptimiserName))
     values["micro_batch"] = b.number_input(
@@ -256,25 +260,43 @@ def _looks() -> dict[str, Any]:
     saves = c.number_input(
         "Steps between saves", 1, 100_000, None, placeholder="a quarter of the run"
     )
+    values: dict[str, Any] = {
+        "evaluate_every": None if looks is None else int(looks),
+        "patience": None if looks is None or patience is None else int(patience),
+        "save_every": None if saves is None else int(saves),
+    }
+    if looks is not None:
+        a, b, c = st.columns(3)
+        values["held_out"] = int(
+            a.number_input("Pairs held out", 1, 100_000, USUAL["held_out"], help="Set aside.")
+        )
+        for name, label, place in (
+            ("held_harmful", "Harmful prompts held out", b),
+            ("held_harmless", "Harmless prompts held out", c),
+        ):
+            values[name] = place.text_input(label, USUAL[name], help=PROMPTS_HELP)
     a, b = st.columns(2)
     leave_out = a.text_input(
         "Prompts left out",
         placeholder="none",
         help="Kept out of made pairs and of searches, as those that are attacked later.",
     )
-    attack = b.toggle(
+    values["leave_out"] = leave_out.strip() or None
+    values["attack"] = b.toggle(
         "Attack it before and after",
         help="With the mask, the paper's settings and AGAIN; the model card shows both.",
     )
-    force = b.toggle("Use the mask although it was made for another model of this shape")
-    return {
-        "evaluate_every": None if looks is None else int(looks),
-        "patience": None if looks is None or patience is None else int(patience),
-        "save_every": None if saves is None else int(saves),
-        "leave_out": leave_out.strip() or None,
-        "attack": attack,
-        "force": force,
-    }
+    if values["attack"]:
+        a, b, c = st.columns(3)
+        for name, label, place in (
+            ("attacked", "Harmful prompts attacked", a),
+            ("attacked_harmless", "Harmless prompts attacked", b),
+        ):
+            values[name] = place.text_input(label, USUAL[name], help=PROMPTS_HELP)
+        values["attack_tokens"] = int(
+            c.number_input("Tokens of an attacked answer", 1, 4096, USUAL["attack_tokens"])
+        )
+    return values
 
 
 def _request(
@@ -283,17 +305,21 @@ def _request(
     """What is asked for; None after saying what is missing."""
     chosen = None if mask in (None, NONE) else Path(str(mask))
     needs = RECIPES[values["recipe"]].needs_mask
+    missing = None
+    if not model:
+        missing = "Choose a model, or type the name of one."
+    elif needs and chosen is None and count == 1:
+        missing = (
+            "This recipe needs a mask: identify one on the Safety map first, or use rounds, which "
+            "find their own."
+        )
+    elif "pairs" in values and values["pairs"] is None:
+        missing = "Name the file of pairs on the tab Data."
+    if missing:
+        st.info(missing, icon=":material/edit:")
+        return None
+    given = {"model": model, "mask": chosen if needs or count > 1 else None, **values}
     try:
-        if not model:
-            raise SafeNeuronError("choose a model, or type the name of one")
-        if needs and chosen is None and count == 1:
-            raise SafeNeuronError(
-                "this recipe needs a mask: identify one on the Safety map first, or use rounds, "
-                "which find their own"
-            )
-        if "pairs" in values and values["pairs"] is None:
-            raise SafeNeuronError("name the file of pairs on the tab Data")
-        given = {"model": model, "mask": chosen if needs or count > 1 else None, **values}
         if count > 1:
             return parse_request(RoundsRequest, {**given, "rounds": count})
         return parse_request(AlignRequest, given)
@@ -311,12 +337,15 @@ def _what_it_takes(request: AlignRequest, count: int) -> None:
         st.caption(plain(f"How long it takes is not known: {error}."))
         return
     least, most = (duration(count * seconds) for seconds in told.seconds)
-    # The other end in the caption: both are too wide for a column.
+    # The other end in the caption: both are too wide for a box.
     from_least = "" if least == most else f" {least} at least;"
-    a, b, c = st.columns(3)
-    a.metric("Training, at most", f"≈ {most}", border=True)
-    b.metric("Memory", f"≈ {size_in_words(told.memory)}", border=True)
-    c.metric("Steps", f"{told.steps:,} × {request.batch_size} pairs", border=True)
+    with st.container(horizontal=True):
+        for label, value in (
+            ("Training, at most", f"≈ {most}"),
+            ("Memory", f"≈ {size_in_words(told.memory)}"),
+            ("Steps", f"{told.steps:,} × {request.batch_size} pairs"),
+        ):
+            st.metric(label, value, border=True, width="content")
     by = (
         f"at the pace of {told.by_earlier} earlier run{'s' * (told.by_earlier > 1)} here"
         if told.by_earlier

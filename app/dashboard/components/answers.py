@@ -14,6 +14,9 @@ BADGES: dict[Verdict, tuple[Color, str]] = {
     "complied": ("orange", ":material/warning:"),
     "degenerate": ("gray", ":material/blur_on:"),
 }
+WORDS_ALONE = (
+    "The judge here reads words alone: babble that does not repeat itself may count as complied."
+)
 VEIL = "\N{LIGHT SHADE}"
 HEIGHT = 230  # pixels of an answer's box; it scrolls inside, so that nothing below it moves
 
@@ -28,10 +31,13 @@ def veiled(text: str) -> str:
     return re.sub(r"\S", VEIL, text)
 
 
-def verdict_badge(verdict: Verdict, why: str) -> None:
-    """What the refusal judge calls an answer, and why."""
+def verdict_badge(verdict: Verdict | None, why: str) -> None:
+    """What the refusal judge calls an answer, and why; None while it is not judged."""
+    if verdict is None:
+        st.badge("…", color="gray", help=plain(why))
+        return
     color, icon = BADGES[verdict]
-    st.badge(verdict, color=color, icon=icon, help=plain(why))
+    st.badge(verdict, color=color, icon=icon, help=f"{plain(why)}. {WORDS_ALONE}")
 
 
 def answer_box(text: str, key: str, veil: bool, waiting: str = "") -> None:
@@ -53,10 +59,10 @@ def answer_box(text: str, key: str, veil: bool, waiting: str = "") -> None:
             st.markdown(prose(text))
     if veil:
         st.toggle(
-            "Show this answer",
+            "Show it",
             key=f"lifted-{key}",
             help="It may be harmful to read.",
             disabled=not text.strip(),
         )
     else:
-        st.toggle("Show this answer", True, key=f"open-{key}", disabled=True)
+        st.toggle("Show it", True, key=f"open-{key}", disabled=True)

@@ -6,9 +6,8 @@ from typing import Any
 import streamlit as st
 
 from analysis.requests import ALL_SETTINGS, PAPER_SETTINGS, AttackRequest, parse_request
-from app.dashboard import data
-from app.dashboard.components.choose import from_choices
-from app.dashboard.components.job import launch_from_page
+from app.dashboard.components.job import launch_from_page, shown_on_top
+from app.dashboard.components.model_and_mask import model_and_mask
 from app.dashboard.components.text import failure
 from app.dashboard.data import Choice
 from toolkit.errors import SafeNeuronError
@@ -143,24 +142,17 @@ def _numbers(text: str) -> list[str]:
 
 def attack_form(expanded: bool) -> None:
     """The form that attacks a model with a mask."""
-    with (
-        st.expander("Attack a model", expanded, icon=":material/bolt:"),
-        st.form("attack", border=False),
-    ):
-        left, right = st.columns(2)
-        with left:
-            model = from_choices("Model", data.model_choices(), "model", new=True)
-        with right:
-            found_first = Choice(FIND_FIRST, "found first, on this model")
-            mask = from_choices("Mask", [*data.mask_choices(), found_first], "mask")
-        values = attack_options()
-        force = st.toggle("Use the mask although it was made for another model of this shape")
-        if st.form_submit_button("Attack", type="primary", icon=":material/play_arrow:"):
-            if not model:
-                failure(SafeNeuronError("choose a model, or type the name of one"))
-            else:
-                chosen = None if mask == FIND_FIRST else mask
-                start_attack(model, chosen, {**values, "force": force}, rerun=True)
+    with st.expander("Attack a model", expanded, icon=":material/bolt:"):
+        found_first = Choice(FIND_FIRST, "found first, on this model")
+        model, mask, force = model_and_mask("Mask", found_first)
+        with st.form("attack", border=False):
+            values = attack_options()
+            pressed = st.form_submit_button("Attack", type="primary", icon=":material/play_arrow:")
+        if pressed and not model:
+            failure(SafeNeuronError("choose a model, or type the name of one"))
+        elif pressed and model:
+            chosen = None if mask == FIND_FIRST else mask
+            start_attack(model, chosen, {**values, "force": force}, rerun=True)
 
 
 def start_attack(model: str, mask: str | None, values: dict[str, Any], rerun: bool = False) -> bool:
@@ -176,5 +168,5 @@ def start_attack(model: str, mask: str | None, values: dict[str, Any], rerun: bo
     if launch_from_page("attack", request) is None:
         return False
     if rerun:
-        st.rerun()
+        shown_on_top()
     return True

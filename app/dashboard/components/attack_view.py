@@ -18,6 +18,7 @@ from analysis.robustness import (
     headline,
 )
 from app.dashboard.components.chart import chart
+from app.dashboard.components.downloads import both_buttons, file_button
 from app.dashboard.components.text import plain
 
 TERMS = (
@@ -40,6 +41,8 @@ SIDES: dict[Side, str] = {
     "harmless": "Harmless prompts",
     "over-refusal": "Over-refusal prompts",
 }
+# The longest name of a setting, with its seeds.
+WIDTHS = {"setting": st.column_config.TextColumn(width=220)}
 
 
 def show_attacks(results: Mapping[str, AttackResult], key: str) -> None:
@@ -62,7 +65,7 @@ def show_attacks(results: Mapping[str, AttackResult], key: str) -> None:
     table = compare_attacks(results)
     sides = [side for side in SIDES if side in set(table["side"])]
     side = _side(sides, key)
-    st.dataframe(printable(table, side), hide_index=True)
+    st.dataframe(printable(table, side), hide_index=True, column_config=WIDTHS)
     st.caption(TESTS)
     for name, result in results.items():
         for setting, why in result.left_out.items():
@@ -95,7 +98,7 @@ def _seeds(results: Mapping[str, AttackResult]) -> None:
             table = table.drop(columns="attack")
         else:
             table.insert(0, "attack", table.pop("attack"))
-        st.dataframe(table, hide_index=True)
+        st.dataframe(table, hide_index=True, column_config=WIDTHS)
 
 
 def _costs(results: Mapping[str, AttackResult]) -> None:
@@ -105,7 +108,7 @@ def _costs(results: Mapping[str, AttackResult]) -> None:
             for name, result in costed.items():
                 if len(results) > 1:
                     st.markdown(f"**{plain(name)}**")
-                st.dataframe(printable_costs(result), hide_index=True)
+                st.dataframe(printable_costs(result), hide_index=True, column_config=WIDTHS)
             st.caption(COSTS)
 
 
@@ -114,25 +117,19 @@ def _downloads(
 ) -> None:
     """The tables as files; none of them has what the model said."""
 
-    def as_markdown() -> str:
+    def as_markdown() -> bytes:
         costed = {name: result for name, result in results.items() if result.costs}
         parts = [markdown(table, sides), *(costs_markdown(name, r) for name, r in costed.items())]
-        return "\n".join(parts)
-
-    def as_json() -> str:
-        told = {name: summary(result) for name, result in results.items()}
-        # A NaN, as of a test that could not be made, is no JSON.
-        return pd.Series(told).to_json(indent=1, default_handler=str) or ""
+        return "\n".join(parts).encode()
 
     with st.container(horizontal=True):
-        for label, made, name, kind in (
-            ("CSV", lambda: table.to_csv(index=False), "attacks.csv", "text/csv"),
-            ("JSON", as_json, "attacks.json", "application/json"),
-            ("Markdown", as_markdown, "attacks.md", "text/markdown"),
-        ):
-            st.download_button(
-                label, made, name, kind, icon=":material/download:", key=f"{name}-{key}"
-            )
+        both_buttons(
+            "attacks",
+            lambda: table,
+            lambda: {name: summary(result) for name, result in results.items()},
+            key,
+        )
+        file_button("attacks.md", as_markdown, "text/markdown", key=key)
 
 
 def percent_table(result: AttackResult) -> pd.DataFrame:

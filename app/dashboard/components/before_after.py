@@ -14,6 +14,7 @@ from app.dashboard.components.attack_form import attack_options, start_attack
 from app.dashboard.components.attack_view import COSTS, show_attacks, show_provenance
 from app.dashboard.components.chart import chart
 from app.dashboard.components.choose import from_choices
+from app.dashboard.components.downloads import both_buttons
 from app.dashboard.components.job import job_panel, launch_from_page
 from app.dashboard.components.text import failure, plain
 from app.jobs.folder import Job, list_jobs, state_of
@@ -176,14 +177,8 @@ def _moved(found: dict[str, Entry], results: dict[str, AttackResult]) -> None:
     with st.expander("By layer", icon=":material/table:"):
         st.dataframe(told.layers, hide_index=True)
     with st.container(horizontal=True):
-        for label, table in (("Layers as CSV", told.layers), ("Summary as CSV", told.summary)):
-            st.download_button(
-                label,
-                table.to_csv(index=False),
-                f"{label.split()[0].lower()}.csv",
-                "text/csv",
-                icon=":material/download:",
-            )
+        both_buttons("layers", lambda: told.layers)
+        both_buttons("summary", lambda: told.summary)
 
 
 def _halving(told: Redistribution, results: dict[str, AttackResult]) -> None:

@@ -6,7 +6,10 @@ from typing import Any
 
 import streamlit as st
 
-from app.dashboard.data import Choice
+from app.dashboard.data import Choice, model_choices
+from toolkit.models.sources import EMBEDDED
+
+MODELS_HELP = "\n\n".join(f"**{model.name}** {model.description}." for model in EMBEDDED.values())
 
 
 def choose_one(
@@ -88,3 +91,9 @@ def from_choices(
         **more,
     )
     return None if value is None else str(value).strip() or None
+
+
+def choose_model(help: str = "") -> str | None:
+    """A select box over the models at hand, or one that is typed; ``help`` stands before theirs."""
+    told = "\n\n".join(filter(None, (help, MODELS_HELP)))
+    return from_choices("Model", model_choices(), "model", new=True, help=told)

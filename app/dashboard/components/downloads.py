@@ -59,16 +59,33 @@ def both_buttons(
 
 
 def file_button(
-    name: str, make: Callable[[], bytes], kind: str, disabled: bool = False, key: str = ""
+    name: str,
+    make: Callable[[], bytes],
+    kind: str,
+    disabled: bool = False,
+    key: str = "",
+    label: str | None = None,
+    help: str | None = None,
 ) -> None:
-    """A button for a file that is made when it is asked for."""
+    """A button for a file that is made when it is asked for, without a run of the page.
+
+    Args:
+        name: of the file.
+        make: gives what it holds.
+        kind: its media type.
+        disabled: there is nothing to be had yet.
+        key: tells the button from others on the page.
+        label: of the button, where it is not the file's name.
+        help: more about the file.
+    """
     st.download_button(
-        name,
+        label or name,
         make,
         name,
         kind,
         icon=":material/download:",
         key=f"download-{key}-{name}",
+        help=help,
         disabled=disabled,
         on_click="ignore",
     )

@@ -3,9 +3,8 @@
 import streamlit as st
 
 from analysis.requests import IdentifyRequest, parse_request
-from app.dashboard import data
-from app.dashboard.components.choose import from_choices
-from app.dashboard.components.job import launch_from_page
+from app.dashboard.components.choose import choose_model
+from app.dashboard.components.job import launch_from_page, shown_on_top
 from app.dashboard.components.text import failure
 from toolkit.errors import SafeNeuronError
 
@@ -17,7 +16,7 @@ def identify_form(expanded: bool) -> None:
         st.expander("Identify the safety neurons of a model", expanded, icon=":material/search:"),
         st.form("identify", border=False),
     ):
-        model = from_choices("Model", data.model_choices(), "model", new=True)
+        model = choose_model()
         left, right = st.columns(2)
         harmful = left.text_input("Harmful prompts", usual["harmful"].default)
         harmless = right.text_input(
@@ -57,4 +56,4 @@ def start_identifying(values: dict[str, object]) -> None:
         failure(error)
         return
     if launch_from_page("identify", request):
-        st.rerun()
+        shown_on_top()

@@ -35,6 +35,7 @@ MEANINGS: dict[Phase, str] = {
     "lost": "its process is gone; it can go on from where it saved",
 }
 POLL = 1.5  # seconds
+CURVE = 300  # pixels, three of which stand beside each other
 
 
 def launch_from_page(verb: Verb, request: Request) -> Job | None:
@@ -61,8 +62,16 @@ def asked_job() -> Job | None:
         return None
 
 
+def shown_on_top() -> None:
+    """Run the page anew for a job that was started below, and say where it is shown."""
+    st.session_state["started-below"] = True
+    st.rerun()
+
+
 def job_panel(job: Job) -> None:
     """Show a job, again every moment while it is unfinished."""
+    if st.session_state.pop("started-below", False):
+        st.toast("Started: it is shown at the top of this page.", icon=":material/arrow_upward:")
     state = state_of(job).state
     st.session_state[f"shown-{job.id}"] = state
     moving = state == "queued" or state in ALIVE
@@ -76,11 +85,9 @@ def _panel(job: Job) -> None:
         st.rerun(scope="app")
     found, _ = events(job)
     color, icon = BADGES[state.state]
-    left, right = st.columns([4, 1], vertical_alignment="center")
-    with left:
+    with st.container(horizontal=True, vertical_alignment="center"):
         st.badge(state.state, color=color, icon=icon)
         st.caption(" · ".join(filter(None, [plain(job.id), MEANINGS.get(state.state, "")])))
-    with right:
         _buttons(job, state.state)
     if state.error:
         st.error(plain(state.error), icon=":material/error:")
@@ -116,10 +123,11 @@ def _panel(job: Job) -> None:
 
 
 def _curves(figures: Mapping[str, go.Figure], of: str, key: str) -> None:
-    """Figures beside each other, or below where the screen is narrow."""
-    for (name, figure), place in zip(figures.items(), st.columns(len(figures)), strict=True):
-        with place:
-            chart(figure, f"Curve of {name} {of}", key=f"{key}-{name}")
+    """Figures beside each other, or below where there is no room for them and their legends."""
+    with st.container(horizontal=True):
+        for name, figure in figures.items():
+            with st.container(width=CURVE):
+                chart(figure, f"Curve of {name} {of}", key=f"{key}-{name}")
 
 
 def _buttons(job: Job, state: Phase) -> None:

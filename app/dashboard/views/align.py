@@ -1,6 +1,5 @@
 """Align: train a model with its safety neurons frozen, watch it, and compare before and after."""
 
-import json
 from typing import Any
 
 import streamlit as st
@@ -9,6 +8,7 @@ from app.dashboard import alignments, data
 from app.dashboard.components.align_form import align_form
 from app.dashboard.components.before_after import before_and_after
 from app.dashboard.components.choose import choose_one
+from app.dashboard.components.downloads import as_json, file_button
 from app.dashboard.components.gate import admit
 from app.dashboard.components.job import asked_job, job_panel
 from app.dashboard.components.text import failure, heading, plain
@@ -65,21 +65,19 @@ def _take_away(job: Job) -> None:
         )
         card = job.folder / CARD
         if card.is_file():
-            st.download_button(
-                "Card as JSON",
-                card.read_bytes(),
+            file_button(
                 CARD,
+                card.read_bytes,
                 "application/json",
-                icon=":material/download:",
+                label="Card as JSON",
                 help="Settings, hashes of the data, versions and figures.",
             )
         result = {"request": job.request, "result": result_of(job)}
-        st.download_button(
-            "Result as JSON",
-            json.dumps(result, indent=1, default=str),
+        file_button(
             f"{job.id}.json",
+            lambda: as_json(result),
             "application/json",
-            icon=":material/download:",
+            label="Result as JSON",
         )
 
 
@@ -89,6 +87,8 @@ heading(
     "Preference optimisation (DPO) with the safety neurons frozen, so that the model must learn to "
     "refuse with others; then the same attack again.",
 )
+if "mask" in st.query_params and "run" not in st.query_params:
+    st.session_state["align-open"] = True  # one came with a mask, to start from
 jobs = {job.id: job for job in alignments.alignments()}
 asked_job()  # says so when the address names none
 if jobs:
@@ -107,4 +107,4 @@ else:
         "makes, or `safeneuron demo` in a terminal.",
         icon=":material/explore:",
     )
-align_form(expanded=not jobs)
+align_form(expanded=not jobs or st.session_state.get("align-open", False))

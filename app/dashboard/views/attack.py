@@ -16,16 +16,13 @@ from toolkit.errors import SafeNeuronError
 
 
 def _read(keys: list[str]) -> dict[str, AttackResult]:
+    chosen = [entries[key] for key in keys]
     results: dict[str, AttackResult] = {}
-    for key in keys:
-        entry = entries[key]
+    for name, entry in zip(data.attack_names(chosen), chosen, strict=True):
         try:
-            result = data.attack_result(entry.file("attack.json"))
+            results[name] = data.attack_result(entry.file("attack.json"))
         except SafeNeuronError as error:
             failure(error)
-            continue
-        name = data.model_label(entry.summary["model"])
-        results[name if name not in results else f"{name} ({key[:6]})"] = result
     return results
 
 

@@ -1,5 +1,6 @@
 """Home: what is known of each model's safety, what is running, and how to begin."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pandas as pd
@@ -11,7 +12,7 @@ from analysis.robustness import AttackResult, finding, headline
 from analysis.store import Entry
 from app.dashboard import data
 from app.dashboard.components.chart import chart
-from app.dashboard.components.choose import from_choices
+from app.dashboard.components.choose import choose_model
 from app.dashboard.components.downloads import downloads
 from app.dashboard.components.gate import admit
 from app.dashboard.components.identify_form import start_identifying
@@ -31,12 +32,18 @@ HELP = (
     "Safety map has every other option."
 )
 RECENT = 5  # studies of a model among which one that was attacked is looked for
-SETTINGS = {"ORI": "whole model", "FULL": "without them", "RANDOM": "random ones"}
-FACT: dict[str, Any] = {"delta_color": "off", "delta_arrow": "off", "border": True}
+SETTINGS = {"ORI": "whole model", "FULL": "without", "RANDOM": "random ones"}
+FACT: dict[str, Any] = {"delta_color": "off", "delta_arrow": "off", "border": True, "width": 180}
 
 
-def _headline(study: Entry, result: AttackResult | None) -> None:
-    """One model: how many safety neurons, where, and what an attack says of them."""
+def _headline(study: Entry, result: AttackResult | None, before: bool) -> None:
+    """One model: how many safety neurons, where, and what an attack says of them.
+
+    Args:
+        study: of the model.
+        result: of an attack on it, if there is one.
+        before: the attack was with the set found before training, not with the study's.
+    """
     facts = study.summary
     neurons = data.mask_of(study).neuron_set()
     layer, share, half = _where(neurons)
@@ -47,10 +54,13 @@ def _headline(study: Entry, result: AttackResult | None) -> None:
             f"{facts['harmless']}; {study.created:%Y-%m-%d %H:%M}"
         )
     )
-    first, second, third = st.columns([3, 5, 5])
-    first.metric("Safety neurons", f"{len(neurons):,}", f"{neurons.fraction:.2%} of all", **FACT)
-    first.metric("Densest layer", f"{layer} of {len(neurons.widths)}", f"{share:.1%} of it", **FACT)
-    with second:
+    with st.container(horizontal=True):
+        st.metric("Safety neurons", f"{len(neurons):,}", f"{neurons.fraction:.2%} of all", **FACT)
+        st.metric(
+            "Densest layer", f"{layer} of {len(neurons.widths)}", f"{share:.1%} of it", **FACT
+        )
+    first, second = st.columns(2)
+    with first:
         st.markdown("**Where they are**")
         figure = layer_fraction_figure(neurons)
         figure.update_layout(height=190, margin={"t": 12, "b": 42, "r": 8})
@@ -61,11 +71,15 @@ def _headline(study: Entry, result: AttackResult | None) -> None:
             f"all lie in layers 0 to {half}",
             key=f"layers-{study.key}",
         )
-    with third:
-        st.markdown("**What is left without them**")
+    with second:
+        what = "the set found before training" if before else "them"
+        st.markdown(f"**What is left without {what}**")
         told = finding(result) if result is not None else None
         if result is None:
-            st.caption("Not attacked yet: the Attack page removes them and counts the refusals.")
+            st.caption(
+                "Not attacked with these neurons yet: the Attack page removes them and counts the "
+                "refusals."
+            )
         else:
             chart(
                 success_figure(headline(result), SETTINGS),
@@ -73,7 +87,8 @@ def _headline(study: Entry, result: AttackResult | None) -> None:
                 key=f"success-{study.key}",
             )
     if told is not None:
-        st.caption(plain(told.sentence))
+        attacked = "Attacked with the set found before training, not with these. " * before
+        st.caption(plain(attacked + told.sentence))
     _links(study)
 
 
@@ -106,13 +121,32 @@ def _attack(study: Entry) -> AttackResult | None:
         own = data.mask_of(study).sha256
     except SafeNeuronError:
         return None
-    for entry in data.attacks_on(str(study.summary.get("fingerprint"))):
-        if entry.summary["mask"] == own:
-            try:
-                return data.attack_result(entry.file("attack.json"))
-            except SafeNeuronError:
-                continue
-    return None
+    return next(
+        _results(entry for entry in _attacks_on_model(study) if entry.summary["mask"] == own), None
+    )
+
+
+def _attack_from_before(study: Entry) -> AttackResult | None:
+    """The newest attack on the study's model with a set found on what it was trained from.
+
+    A mask of any other model fits only by force.
+    """
+    fingerprint = study.summary.get("fingerprint")
+    found = _results(_attacks_on_model(study))
+    return next((result for result in found if result.mask.fingerprint != fingerprint), None)
+
+
+def _attacks_on_model(study: Entry) -> list[Entry]:
+    return data.attacks_on(str(study.summary.get("fingerprint")))
+
+
+def _results(entries: Iterable[Entry]) -> Iterator[AttackResult]:
+    """What can be read of some attacks, one by one."""
+    for entry in entries:
+        try:
+            yield data.attack_result(entry.file("attack.json"))
+        except SafeNeuronError:
+            continue
 
 
 def _running(jobs: list[Job]) -> None:
@@ -163,7 +197,7 @@ def _start(first: bool) -> None:
         st.form("start", border=True),
         st.container(horizontal=True, vertical_alignment="bottom"),
     ):
-        model = from_choices("Model", data.model_choices(), "model", new=True, help=HELP)
+        model = choose_model(HELP)
         if st.form_submit_button(
             "Start a study", type="primary" if first else "secondary", icon=":material/play_arrow:"
         ):
@@ -181,9 +215,10 @@ def _headlines(found: list[Entry]) -> None:
     for entries in list(by_model.values())[:MODELS]:
         attacked = ((entry, _attack(entry)) for entry in entries[:RECENT])
         study, result = next((pair for pair in attacked if pair[1]), (entries[0], None))
+        before = None if result else _attack_from_before(study)
         with st.container(border=True):
             try:
-                _headline(study, result)
+                _headline(study, result or before, before is not None)
             except SafeNeuronError as error:
                 failure(error)
 

@@ -8,21 +8,24 @@ import streamlit as st
 
 from app.dashboard import data, lab
 from app.dashboard.components.choose import choose_one
+from app.dashboard.components.downloads import as_json, file_button
 from app.dashboard.components.gate import admit
 from app.dashboard.components.job import BADGES, MEANINGS, job_panel
 from app.dashboard.components.text import failure, heading, plain
 from app.jobs.events import as_seen, events, log_of, result_of
 from app.jobs.folder import ALIVE, UNFINISHED, Job, Phase, broken_jobs, list_jobs, settle, state_of
 from app.jobs.progress import how_far
+from app.jobs.verbs import Verb
 from app.jobs.worker import workers
 from toolkit.errors import SafeNeuronError
 
-PAGES = {
+PAGES: dict[Verb, tuple[str, str]] = {
     "identify": ("views/safety_map.py", "Safety map"),
     "attack": ("views/attack.py", "Attack"),
     "align": ("views/align.py", "Align"),
     "rounds": ("views/align.py", "Align"),
     "chat": ("views/prune_lab.py", "Prune lab"),
+    "neuron": ("views/neuron.py", "Neuron"),
 }
 SHOWN = ("all", "unfinished", "stopped", "done")
 MOST = 100  # jobs in the table
@@ -42,15 +45,17 @@ def _row(job: Job) -> dict[str, Any]:
     state = settle(job)
     # Of a job that is done nothing is left to be read.
     far = None if state.state in {"done", "queued"} else how_far(events(job)[0])
+    # How far one that failed had come is said by its stage; a bar would look like success.
+    share = None if state.state == "failed" else far.share if far else 0.0
     return {
         "started": job.created,
+        "state": state.state,
+        "progress": 1.0 if state.state == "done" else share,
         "job": job.verb,
         "model": data.job_model(job),
-        "state": state.state,
-        "progress": 1.0 if state.state == "done" else far.share if far else 0.0,
         "stage": "" if far is None else str(far),
-        "error": state.error or "",
         "id": job.id,
+        "error": state.error or "",
     }
 
 
@@ -61,12 +66,12 @@ def _table(jobs: list[Job]) -> None:
         hide_index=True,
         column_config={
             "started": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm", width=130),
-            "job": st.column_config.TextColumn(width="small"),
+            "job": st.column_config.TextColumn(width=70),
             "state": st.column_config.TextColumn(
-                width="small",
+                width=80,
                 help="; ".join(f"{name}: {MEANINGS[name]}" for name in BADGES if name in MEANINGS),
             ),
-            "progress": st.column_config.ProgressColumn(format="percent", width="small"),
+            "progress": st.column_config.ProgressColumn(format="percent", width=100),
         },
     )
     before = st.session_state.get("jobs-states")
@@ -105,6 +110,18 @@ def _log(name: str) -> None:
     st.code(text or "nothing yet", language=None, height=HEIGHT, wrap_lines=True)
 
 
+def _address(job: Job) -> dict[str, str]:
+    """The query string that opens a job on its page."""
+    if job.verb == "chat":
+        return lab.address_of(job)
+    told = {"run": job.id}
+    if job.verb == "neuron":
+        told |= {name: str(job.request[name]) for name in ("layer", "neuron")}
+        study = data.study_measured(job)
+        told |= {} if study is None else {"study": study.key}
+    return told
+
+
 def _details(job: Job) -> None:
     state = state_of(job).state
     with st.container(border=True):
@@ -115,24 +132,23 @@ def _details(job: Job) -> None:
             page,
             label=f"Open on {title}",
             icon=":material/arrow_forward:",
-            query_params=lab.address_of(job) if job.verb == "chat" else {"run": job.id},
+            query_params=_address(job),
         )
     left, right = st.columns(2)
     with left:
         st.subheader("Log")
         st.fragment(_log, run_every=POLL if state in ALIVE else None)(job.id)
-        st.download_button(
-            "Log", lambda: log_of(job, 1 << 24), f"{job.id}.txt", icon=":material/download:"
+        file_button(
+            f"{job.id}.txt", lambda: log_of(job, 1 << 24).encode(), "text/plain", label="Log"
         )
     with right:
         st.subheader("Request")
         st.code(json.dumps(job.request, indent=1), language="json", height=HEIGHT)
-        st.download_button(
-            "Request",
-            json.dumps(job.request, indent=1),
+        file_button(
             f"{job.id}.json",
+            lambda: as_json(job.request),
             "application/json",
-            icon=":material/download:",
+            label="Request",
             help="'safeneuron jobs add VERB FILE' puts it into the queue again.",
         )
     result = result_of(job)

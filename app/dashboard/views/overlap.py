@@ -136,7 +136,7 @@ def _several(sets: dict[str, NeuronSet]) -> None:
     chart(
         kway_figure(table),
         f"Curve: share of neurons in all of K sets among those in any, falling to "
-        f"{last['ratio']:.1%} for all {last['k']:.0f}; by chance {last['ratio_chance']:.2%}",
+        f"{last['ratio']:.1%} for all {last['k']:.0f}; by chance {last['ratio_chance']:.1%}",
         key="kway",
     )
     downloads("kway", lambda: table, key="kway")
@@ -144,7 +144,8 @@ def _several(sets: dict[str, NeuronSet]) -> None:
     classes = composition(sets)
     totals = classes.totals()
     told = ", ".join(
-        f"{row['neurons']:,} {row['class']} ({row['share']:.1%}; by chance {row['chance']:.1f})"
+        f"{row['neurons']:,} {row['class']} ({row['share']:.1%}; by chance "
+        f"{row['chance']:,.1f} neurons)"
         for row in totals.to_dict("records")
     )
     st.caption(plain(f"{told}; p of the core {classes.p_core:.2g}"))

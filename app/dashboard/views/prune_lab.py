@@ -14,7 +14,7 @@ from analysis.chat import (
 from analysis.requests import parse_request
 from app.dashboard import data, lab
 from app.dashboard.components.answers import answer_box, prose, verdict_badge
-from app.dashboard.components.choose import choose_one, number
+from app.dashboard.components.choose import MODELS_HELP, choose_one, number
 from app.dashboard.components.gate import admit
 from app.dashboard.components.job import BADGES
 from app.dashboard.components.text import failure, heading, nothing_yet
@@ -52,7 +52,8 @@ def _model() -> str | None:
         format_func=lambda value: choices.get(value, value),
         accept_new_options=True,
         key="lab-model",
-        help="It is loaded once, by a job of its own, and stays until nobody asks.",
+        help="It is loaded once, by a job of its own, and stays until nobody asks.\n\n"
+        + MODELS_HELP,
     )
     model = str(value or "").strip()
     if model:
@@ -214,19 +215,16 @@ def _session_line(job: Job, current: Exchange | None) -> None:
         "done": "was closed, since nobody asked",
     }[phase]
     color, icon = BADGES[phase]
-    left, right = st.columns([4, 1], vertical_alignment="center")
-    with left, st.container(horizontal=True, vertical_alignment="center"):
+    open_question = current is not None and current.job.id == job.id and not current.told.over
+    with st.container(horizontal=True, vertical_alignment="center"):
         st.badge(phase, color=color, icon=icon)
         st.caption(f"The model {words}.")
-    open_question = current is not None and current.job.id == job.id and not current.told.over
-    with right:
         if phase in {"queued", *ALIVE}:
             if open_question and phase == "running" and not loading:
                 assert current is not None
                 st.button(
                     "Stop",
                     icon=":material/stop:",
-                    width="stretch",
                     on_click=Desk(job).stop,
                     args=(current.number,),
                 )
@@ -234,14 +232,13 @@ def _session_line(job: Job, current: Exchange | None) -> None:
             elif st.button(
                 "Close the model",
                 icon=":material/eject:",
-                width="stretch",
                 help="Frees its memory; a question loads it again.",
                 disabled=phase == "cancelling",
                 on_click=_close,
                 args=(job,),
             ):
                 st.rerun(scope="app")
-        elif open_question and st.button("Go on", icon=":material/replay:", width="stretch"):
+        elif open_question and st.button("Go on", icon=":material/replay:"):
             try:
                 enqueue(job)
             except SafeNeuronError as error:
@@ -262,18 +259,16 @@ def _exchange(prompt: str, texts: dict[Arm, str], key: str, told: Exchange | Non
         st.markdown(prose(prompt))
     for arm, place in zip(texts, st.columns(len(texts)), strict=True):
         with place:
-            with st.container(
-                horizontal=True, vertical_alignment="center", height=44, border=False
-            ):
-                st.markdown(f"**{TITLES[arm]}**", help=MEANINGS[arm])
-                verdict: Verdict | None = None
-                if told is None:
-                    judged = judge_refusal(texts[arm])
-                    verdict, why = judged.verdict, judged.why
-                elif (answer := told.told.answers.get(arm)) is not None:
-                    verdict, why = answer.verdict, answer.why
-                if verdict is not None:
-                    verdict_badge(verdict, why)
+            st.markdown(f"**{TITLES[arm]}**", help=MEANINGS[arm])
+            verdict: Verdict | None = None
+            why = "Judged when it is complete."
+            if told is None:
+                judged = judge_refusal(texts[arm])
+                verdict, why = judged.verdict, judged.why
+            elif (answer := told.told.answers.get(arm)) is not None:
+                verdict, why = answer.verdict, answer.why
+            # A line of its own, there before the verdict: nothing moves and nothing is cut.
+            verdict_badge(verdict, why)
             hidden = arm != "whole" or verdict != "refused"
             waiting = "" if told is None or told.told.over else "…"
             answer_box(texts[arm], f"{key}-{arm}", hidden, waiting)

@@ -64,18 +64,17 @@ def _inspector(entry: Entry, table: Table, chosen: tuple[int, int], neurons: Neu
             color="orange" if inside else "gray",
             icon=":material/check:" if inside else ":material/remove:",
         )
-    facts = [(name.upper(), row[name], NAMES.get(name, "")) for name in table.scores]
-    facts += [(label, row[name], why) for name, (label, why) in FACTS.items() if name in row]
+    facts = [(NAMES.get(name, name.upper()), row[name]) for name in table.scores]
+    facts += [(f"{label}: {why}", row[name]) for name, (label, why) in FACTS.items() if name in row]
     st.table(
         pd.DataFrame(
-            [(label, f"{value:.4g}", why) for label, value, why in facts],
-            columns=["", "value", "what it is"],
+            [(label, f"{value:.4g}") for label, value in facts], columns=["", "value"]
         ).set_index("")
     )
     asked = {"study": entry.key, "layer": str(layer), "neuron": str(neuron)}
     st.page_link(
         "views/neuron.py",
-        label="Open this neuron's page",
+        label="Open its page",
         icon=":material/arrow_forward:",
         query_params=asked,
     )

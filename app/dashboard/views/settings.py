@@ -6,6 +6,7 @@ import streamlit as st
 from analysis.listing import size_in_words
 from app.about import Place, devices_now, places, queue_place, versions, workers_now
 from app.commands.settings import described
+from app.dashboard.components.downloads import file_button
 from app.dashboard.components.gate import admit
 from app.dashboard.components.text import failure, heading, plain
 from toolkit.errors import SafeNeuronError
@@ -23,11 +24,14 @@ def _store() -> None:
     st.subheader("Store")
     found = _places(str(home().absolute()))
     st.code(str(home().absolute()), language=None)
-    left, middle, right = st.columns(3)
-    left.metric("In all", size_in_words(sum(place.size for place in found)), border=True)
     by_name = {place.name: place for place in found}
-    middle.metric("Results", size_in_words(by_name["store"].size), border=True)
-    right.metric("Jobs and their models", size_in_words(by_name["runs"].size), border=True)
+    with st.container(horizontal=True):
+        for label, size in (
+            ("In all", sum(place.size for place in found)),
+            ("Results", by_name["store"].size),
+            ("Jobs and their models", by_name["runs"].size),
+        ):
+            st.metric(label, size_in_words(size), border=True, width=200)
     st.dataframe(
         pd.DataFrame(
             [(p.name, p.holds, size_in_words(p.size), p.files) for p in found],
@@ -62,9 +66,11 @@ def _settings() -> None:
     for row in rows:
         if row["setting"] == "queue":
             row["value"] = queue_place()
-    # A table wraps its words; it reads Markdown, so what is kept is escaped.
-    told = pd.DataFrame([{name: plain(str(value)) for name, value in row.items()} for row in rows])
-    st.table(told.set_index("setting"))
+    # A line each: of a table of so many words the last would be out of view on a narrow screen.
+    for row in rows:
+        told = {name: plain(str(value)) for name, value in row.items()}
+        st.markdown(f"**{told['setting']}** {told['value'] or 'none'} ({told['from']})")
+        st.caption(told["meaning"])
     st.caption(
         "Pages do not change them: a launcher is a command that this machine runs. "
         "`safeneuron settings set NAME VALUE` does, or the environment: `SAFENEURON_` and the name."
@@ -76,7 +82,7 @@ def _versions() -> None:
     found = versions()
     st.dataframe(pd.DataFrame(list(found.items()), columns=["package", "version"]), hide_index=True)
     told = "\n".join(f"{name} {number}" for name, number in found.items())
-    st.download_button("Versions as text", told, "versions.txt", icon=":material/download:")
+    file_button("versions.txt", told.encode, "text/plain", label="Versions as text")
 
 
 admit()
