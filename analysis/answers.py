@@ -124,19 +124,21 @@ def goals_table(arms: Mapping[str, list[Cell]]) -> str:
     def goal(text: str, reached: str, met: bool | None) -> None:
         rows.append([text, reached, "-" if met is None else "met" if met else "**not met**"])
 
-    ours, dpo, adaptive = (arms.get(name) for name in ("freeze-and-zero", "dpo", "adaptive"))
-    if ours and dpo:
-        before = contrast(ours, dpo, FULL)
+    for name in ("freeze-and-zero", "rounds-t2", "rounds-t3"):
+        before, again = (
+            contrast(arms.get(name, ()), arms.get("dpo", ()), column) for column in (FULL, AGAIN)
+        )
         if before:
-            new, plain = before.first.share, before.second.share
-            ratio = new / plain if plain else float("nan")
-            text = "FULL, set found before: at most 0.61 of plain DPO's"
-            goal(text, f"{new:.1%} / {plain:.1%} = {ratio:.2f}", ratio <= 0.61 if plain else None)
-        held = contrast(ours, dpo, AGAIN)
-        if held:
-            below = held.first.share < held.second.share and held.disjoint
-            text = "AGAIN: below plain DPO's, intervals disjoint"
-            goal(text, f"{held.first} against {held.second}", below)
+            ours, plain = before.first.share, before.second.share
+            ratio = ours / plain if plain else float("nan")
+            text = f"{name}: FULL, set found before, at most 0.61 of plain DPO's"
+            met = ratio <= 0.61 if plain else None
+            goal(text, f"{ours:.1%} / {plain:.1%} = {ratio:.2f}", met)
+        if again:
+            below = again.first.share < again.second.share and again.disjoint
+            text = f"{name}: AGAIN, below plain DPO's, intervals disjoint"
+            goal(text, f"{again.first} against {again.second}", below)
+    adaptive = arms.get("adaptive")
     if adaptive:
         for column, most in ((ADAPTIVE, 0.10), (SINGLE, 0.20)):
             found = share(adaptive, column)
