@@ -243,7 +243,8 @@ def test_bad_prompt_files(
 
 @pytest.mark.parametrize("share", ["0", "1.5", "-0.1", "1", "nan"])
 def test_bad_shares(run: Run, tiny_llama: Path, sides: list[object], share: str) -> None:
-    assert "--top" in one_line(run("identify", tiny_llama, *sides, "--top", share))
+    told = one_line(run("identify", tiny_llama, *sides, "--top", share))
+    assert "top 'nan'" in told if share == "nan" else "--top" in told
 
 
 def test_bad_masks(
@@ -321,7 +322,10 @@ def test_rounds_in_one_command_line(
     again = run(*command)
     assert (again[0], json.loads(again[1])) == (0, json.loads(out))
 
-    assert "another" in one_line(run(*command[:3], 2, *command[4:]))
+    # Fewer rounds are there already, and forget none; other ones are not to be mixed with them.
+    fewer = run(*command[:3], 2, *command[4:])
+    assert (fewer[0], json.loads(fewer[1])) == (0, json.loads(out))
+    assert "holds other rounds" in one_line(run(*command, "--seed", 5))
 
 
 @pytest.mark.parametrize(
