@@ -87,7 +87,10 @@ def numbers_table(arms: Mapping[str, list[Cell]]) -> str:
     rows = []
     for name, cells in _ordered(arms):
         if cells[0].training is not None:
-            rows.append([titled(name, cells[:1]), numbers(cells[0].training["settings"])])
+            told = numbers(cells[0].training["settings"])
+            rounds = ARMS[name].rounds if name in ARMS else 1
+            several = f"{rounds} rounds, each " if rounds > 1 else ""
+            rows.append([titled(name, cells[:1]), several + told])
     return markdown_rows(["arm", "numbers"], rows) if rows else ""
 
 
