@@ -1,23 +1,22 @@
 """A job run from the command line: started here, watched to its end."""
 
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from analysis.requests import AlignRequest, Request, RoundsRequest
 from app.jobs.devices import take
 from app.jobs.events import events, result_of
-from app.jobs.folder import ALIVE, Holds, Job, again, cancel, create, requeue, settle, state_of
+from app.jobs.folder import ALIVE, Holds, Job, cancel, create, requeue, settle, state_of
 from app.jobs.start import spawn
 from app.jobs.verbs import Verb
 from app.settings import read_settings
 from toolkit.errors import SafeNeuronError
 from toolkit.files import require_writable
 from toolkit.progress import Progress
+from toolkit.signals import on_sigterm
 
 POLL = 0.3  # seconds
 
@@ -54,10 +53,10 @@ def run_to_end(
         if holds(request, job.folder):
             note(f"{folder} holds it already: nothing was trained")
         else:
-            again(job)
+            requeue(job, done=True)
     process = None
     try:
-        with _sigterm_interrupts():
+        with on_sigterm(_terminated):
             if state_of(job).state not in {*ALIVE, "done"}:
                 requeue(job)
                 process = _start(job, note)
@@ -96,22 +95,8 @@ def _holds_rounds(request: RoundsRequest, folder: Path) -> bool:
 HOLDS: dict[Verb, Holds] = {"align": _holds_align, "rounds": _holds_rounds}
 
 
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM end what is watched as Ctrl-C does, where nobody else handles it."""
-
-    def told(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    usual = threading.current_thread() is threading.main_thread()
-    if not usual or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, told)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _terminated() -> None:
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _start(job: Job, note: Callable[[str], None]) -> Any:

@@ -136,8 +136,7 @@ def create(
         now = datetime.now(UTC)
         name = f"{now:%Y%m%d-%H%M%S}-{verb}-{secrets.token_hex(3)}"
         place = folder or runs() / name
-        values = {"id": name, "verb": verb, "request": asked, "created": now.isoformat()}
-        write_atomically(place / "job.json", canonical_json(values) + "\n")
+        _write(Job(name, verb, asked, place, now))
         write_atomically(place / "state.json", State().model_dump_json())
         if folder is not None:
             (runs() / name).symlink_to(folder, target_is_directory=True)
@@ -155,14 +154,18 @@ def _same(
             )
         holds(request, folder)
         job = replace(job, request=asked)
-        values = {"id": job.id, "verb": verb, "request": asked}
-        text = canonical_json(values | {"created": job.created.isoformat()})
-        write_atomically(folder / "job.json", text + "\n")
-        again(job)
+        _write(job)
+        requeue(job, done=True)
     link = runs() / job.id
     if not link.exists() and not link.is_symlink():
         link.symlink_to(folder, target_is_directory=True)
     return job
+
+
+def _write(job: Job) -> None:
+    values = {"id": job.id, "verb": job.verb, "request": job.request}
+    text = canonical_json(values | {"created": job.created.isoformat()})
+    write_atomically(job.file("job.json"), text + "\n")
 
 
 def read_folder(folder: Path) -> Job:
@@ -296,18 +299,11 @@ def settle(job: Job) -> State:
     return state
 
 
-def requeue(job: Job) -> State:
-    """Put a job that was cancelled, failed or lost back into the queue's hands."""
+def requeue(job: Job, done: bool = False) -> State:
+    """Put a job that was cancelled, failed or lost, or with ``done`` ended well, in the queue."""
     settle(job)
-    return change_state(job, lambda old: State(turn=old.turn + 1) if old.state in STOPPED else None)
-
-
-def again(job: Job) -> State:
-    """Put a job that does not run into the queue's hands, done or not."""
-    settle(job)
-    return change_state(
-        job, lambda old: None if old.state in {"queued", *ALIVE} else State(turn=old.turn + 1)
-    )
+    ended = {*STOPPED, "done"} if done else STOPPED
+    return change_state(job, lambda old: State(turn=old.turn + 1) if old.state in ended else None)
 
 
 def cancel(job: Job) -> State:

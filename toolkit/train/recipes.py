@@ -250,7 +250,7 @@ def mixture_with(changed: Mapping[str, float]) -> Mixture:
     Raises:
         ValueError: a name that is none of them, or a number out of range.
     """
-    given: dict[str, float] = {}
+    given: dict[str, Any] = {}
     for name, value in changed.items():
         if name in SHARES:
             if not 0 <= value <= 1:
@@ -262,7 +262,7 @@ def mixture_with(changed: Mapping[str, float]) -> Mixture:
             given[name] = int(value)
         else:
             raise ValueError(f"mix has no {name}; it has {', '.join((*SHARES, *COUNTS))}")
-    made = replace(Mixture(), **given)  # type: ignore[arg-type]
+    made = replace(Mixture(), **given)
     if not made.whole + made.rounds + made.share + made.hold + made.probe:
         raise ValueError("mix draws nothing; leave whole, rounds, share, hold or probe above 0")
     if not made.head:

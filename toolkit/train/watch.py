@@ -1,7 +1,6 @@
 """What happens at every training step: restore, tell, check, stop."""
 
 import math
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,7 @@ from transformers import TrainerCallback
 
 from toolkit.errors import SafeNeuronError
 from toolkit.progress import OnEvent
+from toolkit.signals import on_sigterm
 from toolkit.train.freeze import FrozenNeurons
 from toolkit.train.parallel import any_process
 
@@ -128,13 +128,6 @@ def sigterm_stops(should_stop: Callable[[], bool]) -> Iterator[Callable[[], bool
     Yields:
         ``should_stop``, or a signal has come.
     """
-    usual = threading.current_thread() is threading.main_thread()
-    if not usual or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield should_stop
-        return
     told = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: told.set())
-    try:
+    with on_sigterm(told.set):
         yield lambda: told.is_set() or should_stop()
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
