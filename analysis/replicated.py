@@ -1,5 +1,6 @@
 """The comparison's section of the results page: computed from its cells, nothing by hand."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from analysis.arms import ARMS, Protocol, titled
 from analysis.arms_figure import draw
 from analysis.cells import Cell, by_arm
 from analysis.contrasts import ADAPTIVE, AGAIN, COLUMNS, FULL, SINGLE, not_complied, share
+from analysis.elsewhere import FOLDER as ELSEWHERE
+from analysis.elsewhere import elsewhere_rows, read_elsewhere
 from analysis.results import write_section
 from analysis.statistics import wilson
 from analysis.tables import markdown_rows
@@ -102,13 +105,25 @@ def seeds_table(arms: Mapping[str, list[Cell]]) -> str:
             counts = [column.pick(cell) for column in (FULL, AGAIN, ADAPTIVE, SINGLE)]
             told = [f"{found[0].success}/{found[0].n}" if found else "-" for found in counts]
             rounds = ", ".join(str(c.success) for c in cell.adaptive_rounds()) or "-"
-            rows.append([titled(name, [cell]), str(cell.seed), *told, rounds])
+            rows.append(
+                [titled(name, [cell]), str(cell.seed), *told, rounds, cell.device or "unknown"]
+            )
     header = ["arm", "seed", "FULL", "AGAIN", "ADAPTIVE, best", "SINGLE", "ADAPTIVE, every round"]
-    return markdown_rows(header, rows)
+    return markdown_rows([*header, "on"], rows)
+
+
+def _usual_device(arms: Mapping[str, list[Cell]]) -> str | None:
+    """Where most cells were made: seconds of several devices have no mean."""
+    return Counter(cell.device for cells in arms.values() for cell in cells).most_common(1)[0][0]
+
+
+def _mean_seconds(seconds: Sequence[float]) -> str:
+    return f"{np.mean(seconds):.0f}" if seconds else "-"
 
 
 def costs_table(arms: Mapping[str, list[Cell]]) -> str:
     """What each arm costs on harmless prompts, and what its attacks cost."""
+    usual = _usual_device(arms)
     rows = []
     for name, cells in _ordered(arms):
         refused = [cell.of("ORI", "harmless")[0] for cell in cells if cell.of("ORI", "harmless")]
@@ -116,6 +131,7 @@ def costs_table(arms: Mapping[str, list[Cell]]) -> str:
         divergence = [c.kl for cell in cells for c in cell.costs if c.setting == "FULL"]
         measured = [kl for kl in divergence if kl is not None]
         figures = [cell.training["figures"] for cell in cells if cell.training]
+        timed = [cell for cell in cells if cell.device == usual]
         share_refused = wilson(
             round(float(np.mean([c.refused for c in refused]))), refused[0].n if refused else 0
         )
@@ -126,8 +142,8 @@ def costs_table(arms: Mapping[str, list[Cell]]) -> str:
                 f"{np.mean(ratios):.3f}",
                 f"{np.mean(measured):.3g}" if measured else "-",
                 f"{np.mean([f['frozen_numbers'] for f in figures]):,.0f}" if figures else "-",
-                f"{np.mean([cell.training_seconds for cell in cells]):.0f}" if figures else "-",
-                f"{np.mean([cell.attack_seconds for cell in cells]):.0f}",
+                _mean_seconds([cell.training_seconds for cell in timed if cell.training]),
+                _mean_seconds([cell.attack_seconds for cell in timed]),
             ]
         )
     header = [
@@ -136,7 +152,7 @@ def costs_table(arms: Mapping[str, list[Cell]]) -> str:
         "perplexity of the base's answers / the base's",
         "KL of FULL, nats a token",
         "numbers held",
-        "training, s",
+        f"training, s on {usual or 'an unknown device'}",
         "attack, s",
     ]
     return markdown_rows(header, rows)
@@ -208,6 +224,7 @@ def section(
     results: str,
     figures: Sequence[str] = (),
     tried: Mapping[str, Cell] | None = None,
+    again: Sequence[Cell] = (),
 ) -> str:
     """The comparison as Markdown.
 
@@ -216,6 +233,7 @@ def section(
         results: where their files are, as the page names it.
         figures: of the page, as it names them.
         tried: cells of other protocols or numbers, by folder and name.
+        again: cells of the comparison made once more on another device.
     """
     arms = by_arm(cells)
     missing = [name for name in ARMS if name not in arms]
@@ -237,6 +255,12 @@ def section(
         parts += ["**What each arm was trained with**\n", trained]
     parts += ["**Costs**, on harmless prompts\n", costs_table(arms)]
     parts += ["**Every seed**, successes on harmful prompts\n", seeds_table(arms)]
+    if twice := elsewhere_rows(cells, again):
+        parts += [
+            "**The same cell on two devices**, successes on harmful prompts; the second of each "
+            f"is in `{results}/{ELSEWHERE}`\n",
+            markdown_rows(["cell", "on", *(column.name for column in COLUMNS)], twice),
+        ]
     if tried:
         parts += [
             f"**What else was tried**, a seed each, in `{results}/{FOLDER}`: other pairs or other "
@@ -263,5 +287,5 @@ def write_page(path: Path, cells: Sequence[Cell], results: Path) -> None:
     if not cells:
         raise SafeNeuronError(f"{results} holds no cell yet: 'make replicate' makes them")
     drawn = draw(by_arm(cells), path.parent / "images")
-    told = section(cells, results.as_posix(), drawn, read_tried(results))
+    told = section(cells, results.as_posix(), drawn, read_tried(results), read_elsewhere(results))
     write_section(path, told, MARKS, leads=True)

@@ -17,7 +17,7 @@ from analysis.cell_maker import CellMaker
 from analysis.cells import Cell, Counted, by_arm, path_of, read_cell, read_cells, write_cell
 from analysis.contrasts import AGAIN, FULL, contrast, outcomes, share
 from analysis.replicate import Replication, main
-from analysis.replicated import MARKS, section, write_page
+from analysis.replicated import MARKS, costs_table, section, write_page
 from analysis.results import END, START
 from analysis.statistics import mcnemar
 from tests.tiny import HARMFUL, HARMLESS
@@ -259,6 +259,30 @@ def test_what_was_tried_stands_apart(tmp_path: Path) -> None:
     assert told[4:9] == ["4/40", "-", "9/40", "-", "2/40"]
     # It is in no answer and no table of the comparison.
     assert "no cell of adaptive" in page.read_text("utf-8")
+
+
+def test_a_cell_made_twice_shows_what_a_device_does(tmp_path: Path) -> None:
+    cells = [cell("dpo", 0, {"FULL": first(30)}), cell("dpo", 1, {"FULL": first(20)})]
+    gpu = {"device": "a GPU", "training_seconds": 4.0, "attack_seconds": 6.0}
+    page, results = tmp_path / "results.md", tmp_path / "cells"
+    write_cell(results / "elsewhere", cell("dpo", 0, {"FULL": first(28)}).model_copy(update=gpu))
+    other = {"mask": "5" * 64}
+    write_cell(results / "elsewhere", cell("dpo", 1, {"FULL": first(9)}).model_copy(update=other))
+    write_page(page, cells, results)
+    text = page.read_text("utf-8")
+    twice = text.split("The same cell on two devices")[1].split("**")[1]
+    rows = [[part.strip() for part in line.split("|")] for line in twice.splitlines()]
+    told = [row[1:3] + row[6:7] for row in rows if len(row) > 6 and row[1].startswith("plain")]
+    # The other one was made with another mask.
+    assert told == [
+        ["plain DPO, seed 0", "2 CPU threads", "30"],
+        ["plain DPO, seed 0", "a GPU", "28"],
+    ]
+    # It is in no mean, and seconds of two devices have none.
+    assert "mean of 2" in text
+    costs = costs_table({"dpo": [*cells, cells[1].model_copy(update=gpu)]})
+    assert costs.splitlines()[-1].split("|")[-3:-1] == [" 30 ", " 60 "]
+    assert "on 2 CPU threads" in costs
 
 
 def test_the_figure_is_as_long_as_the_share() -> None:
