@@ -49,27 +49,34 @@ UNDER = (
 )
 
 
-def answers(arms: Mapping[str, list[Cell]]) -> str:
+Contrasts = Mapping[tuple[str, str, str], Contrast]
+"""(arm, arm, column) -> the two held against each other."""
+
+
+def answers(arms: Mapping[str, list[Cell]], known: Contrasts) -> str:
     """Each question of the comparison answered in words, a line each."""
-    known, lines = contrasts(arms), []
+    lines = []
     for first, second, question in QUESTIONS:
         missing = [name for name in (first, second) if name not in arms]
         if missing:
             lines.append(f"- **{question}?** Not known yet: no cell of {', '.join(missing)}.")
             continue
         held = [known.get((first, second, column.name)) for column, _ in UNDER]
+        if not any(held):
+            lines.append(f"- **{question}?** Not known yet: no seed or attack that both had.")
+            continue
         seeds = next((found.seeds for found in held if found), ())
         told = "; ".join(
             f"{words}: {found.verdict if found else 'not run'}"
             for found, (_, words) in zip(held, UNDER, strict=True)
         )
-        of = f" (seed{'s' * (len(seeds) > 1)} {_listed(seeds)})" if seeds else ""
-        lines.append(f"- **{question}?**{of} {told}.")
+        of = f"seed{'s' * (len(seeds) > 1)} {_listed(seeds)}"
+        lines.append(f"- **{question}?** ({of}) {told}.")
     return "\n".join(lines) + "\n"
 
 
-def contrasts(arms: Mapping[str, list[Cell]]) -> dict[tuple[str, str, str], Contrast]:
-    """All that is asked, (arm, arm, column) -> contrast, with p adjusted for how many (Holm)."""
+def contrasts(arms: Mapping[str, list[Cell]]) -> Contrasts:
+    """All that is asked, with p adjusted for how many (Holm)."""
     found = {
         (first, second, column.name): held
         for first, second, _ in QUESTIONS
@@ -87,7 +94,7 @@ def _listed(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
 
 
-def evidence_table(arms: Mapping[str, list[Cell]]) -> str:
+def evidence_table(known: Contrasts) -> str:
     """The numbers behind :func:`answers`; empty where there is none yet."""
     rows = [
         [
@@ -101,7 +108,7 @@ def evidence_table(arms: Mapping[str, list[Cell]]) -> str:
             f"{held.lower_in} of {len(held.seeds)} ({_listed(held.seeds)})",
             held.verdict,
         ]
-        for (first, second, name), held in contrasts(arms).items()
+        for (first, second, name), held in known.items()
     ]
     header = (
         "arms",

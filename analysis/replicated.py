@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.answers import answers, evidence_table, goals_table
+from analysis.answers import answers, contrasts, evidence_table, goals_table
 from analysis.arms import ARMS, Protocol, titled
 from analysis.arms_figure import draw
 from analysis.cells import Cell, by_arm
@@ -237,7 +237,8 @@ def section(
     """
     arms = by_arm(cells)
     missing = [name for name in ARMS if name not in arms]
-    parts = ["## Which training stands the attack?\n", answers(arms)]
+    known = contrasts(arms)
+    parts = ["## Which training stands the attack?\n", answers(arms, known)]
     if missing:
         parts.append(f"Not run yet: {', '.join(missing)}.\n")
     parts += [f"![Attack success by arm]({name})\n" for name in figures]
@@ -249,7 +250,7 @@ def section(
     ]
     if goals := goals_table(arms):
         parts += ["**Goals**\n", goals]
-    if evidence := evidence_table(arms):
+    if evidence := evidence_table(known):
         parts += ["**Behind the answers**, attack success of two arms\n", evidence]
     if trained := numbers_table(arms):
         parts += ["**What each arm was trained with**\n", trained]

@@ -158,7 +158,7 @@ def test_many_questions_ask_for_more_of_each() -> None:
     assert (alone.verdict, among.verdict) == ("yes", "not shown")
     assert among.adjusted == pytest.approx(len(held) * among.p)
     assert alone.p == among.p
-    assert "Does freezing alone beat plain DPO?** (seed 0)" in answers(arms)
+    assert "Does freezing alone beat plain DPO?** (seed 0)" in answers(arms, held)
 
 
 def test_an_arm_that_is_ahead_is_held_against_its_own_seeds() -> None:
@@ -171,7 +171,13 @@ def test_an_arm_that_is_ahead_is_held_against_its_own_seeds() -> None:
     )
     assert "| 25.0% / 50.0% = 0.50 | met |" in goals_table(arms)
     assert "SafeNeuron, freeze and zero (T1) (mean of 2)" in svg(arms)
-    assert "1 of 1 (0)" in evidence_table(arms)
+    assert "1 of 1 (0)" in evidence_table(contrasts(arms))
+
+
+def test_arms_without_a_common_seed_answer_nothing_yet() -> None:
+    text = section([cell("dpo", 0, {"FULL": {1}}), cell("freeze", 1, {"FULL": {2}})], "cells")
+    asked = next(line for line in text.splitlines() if "freezing alone" in line)
+    assert asked.endswith("Not known yet: no seed or attack that both had.")
 
 
 def test_what_is_neither_complied_nor_refused_is_told() -> None:

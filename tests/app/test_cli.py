@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -373,3 +375,32 @@ def test_a_home_that_is_a_file_is_named(
     (tmp_path / "file").write_text("", "utf-8")
     monkeypatch.setenv("SAFENEURON_HOME", str(tmp_path / "file"))
     assert "SAFENEURON_HOME is the file" in one_line(run("jobs"))
+
+
+# Ctrl-C while the commands are imported: before any of them could catch it.
+INTERRUPTED = """
+import sys
+
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == "app.commands.chat":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupts())
+from app.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_before_the_commands_are_there_is_no_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "safeneuron: stopped\n"
+
+
+def test_the_package_runs_as_the_command_does() -> None:
+    run = [sys.executable, "-m", "app", "models", "--json"]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    assert "smollm2-135m-aligned" in done.stdout
