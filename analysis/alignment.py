@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.align_requests import AlignRequest
 from analysis.before_after import attack_mask
 from analysis.model_card import MASK, README, make_card, model_card, save_result
-from analysis.requests import AlignRequest
 from analysis.robustness import finding
 from analysis.run_pairs import run_pairs
 from analysis.run_record import RECORD, is_whole, request_key, require_own

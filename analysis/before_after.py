@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from analysis.requests import PAPER_SETTINGS, AlignRequest, AttackRequest, AttackSetting
+from analysis.align_requests import AlignRequest
+from analysis.requests import PAPER_SETTINGS, AttackRequest, AttackSetting
 from analysis.robustness import AttackResult, read_attack
 from toolkit.errors import SafeNeuronError
 from toolkit.files import canonical_json, sha256_text, write_atomically

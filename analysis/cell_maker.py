@@ -11,16 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from analysis.align_requests import AlignRequest, RoundsRequest
 from analysis.arms import ARMS, Arm, Protocol
 from analysis.before_after import StopAskedError
 from analysis.cells import Cell, count
-from analysis.requests import (
-    AlignRequest,
-    AttackRequest,
-    IdentifyRequest,
-    RoundsRequest,
-    parse_request,
-)
+from analysis.requests import AttackRequest, IdentifyRequest, parse_request
 from toolkit.files import canonical_json, sha256_text, write_atomically
 from toolkit.masks import read_mask
 from toolkit.models.sources import CARD, resolve

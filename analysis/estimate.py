@@ -20,7 +20,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from analysis.requests import AlignRequest, parse_request
+from analysis.align_requests import AlignRequest
+from analysis.requests import parse_request
 from toolkit.errors import SafeNeuronError
 from toolkit.home import home
 from toolkit.known_prompts import KNOWN

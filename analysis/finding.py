@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from analysis.align_requests import AlignRequest
 from analysis.attacks.context import AttackContext
 from analysis.attacks.neurostrike import neurostrike
 from analysis.attacks.single_neuron import rank
 from analysis.made_pairs import allowed_prompts
-from analysis.requests import AlignRequest, AttackRequest
+from analysis.requests import AttackRequest
 from analysis.robustness import Side
 from analysis.scores.neurostrike import probe_weights
 from analysis.select import Selection

@@ -8,7 +8,7 @@ Only its text is used, so it may be of any size and have any tokenizer.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from analysis.requests import AlignRequest
+from analysis.align_requests import AlignRequest
 from toolkit.errors import SafeNeuronError
 from toolkit.neurons import NeuronSet
 from toolkit.progress import OnEvent

@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.align_requests import AlignRequest
 from analysis.comparison import compare_attacks, markdown
-from analysis.requests import AlignRequest
 from analysis.robustness import AttackResult
 from toolkit.files import canonical_json, sha256_text, write_atomically
 from toolkit.masks import MaskFile, now

@@ -5,7 +5,7 @@ before, and trains T(t) from T(t-1). In ten lines of a notebook::
 
     from pathlib import Path
 
-    from analysis.requests import RoundsRequest
+    from analysis.align_requests import RoundsRequest
     from analysis.rounds import rounds
 
     asked = RoundsRequest(model="smollm2-135m-aligned", rounds=3, position="mean", attack=True)
@@ -28,9 +28,10 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.align_requests import AlignRequest, RoundsRequest
 from analysis.before_after import StopAskedError, attack_into, attack_mask, watched
 from analysis.comparison import records
-from analysis.requests import AlignRequest, IdentifyRequest, RoundsRequest
+from analysis.requests import IdentifyRequest
 from analysis.robustness import AttackResult, headline, read_attack
 from analysis.run_pairs import PAIRS
 from analysis.run_record import is_whole, recorded_key, request_key

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.requests import AlignRequest
+from analysis.align_requests import AlignRequest
 from toolkit.files import write_atomically
 from toolkit.neurons import NeuronSet
 from toolkit.progress import OnEvent

@@ -9,8 +9,8 @@ from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
+from analysis.align_requests import AlignRequest
 from analysis.before_after import ATTACK_FIELDS
-from analysis.requests import AlignRequest
 from toolkit.errors import SafeNeuronError
 from toolkit.files import canonical_json, sha256_file, sha256_text
 from toolkit.masks import MaskFile

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from analysis.requests import AlignRequest, Request, RoundsRequest
+from analysis.align_requests import AlignRequest, RoundsRequest
+from analysis.requests import Request
 from app.jobs.devices import take
 from app.jobs.events import events, result_of
 from app.jobs.folder import ALIVE, Holds, Job, cancel, create, requeue, settle, state_of

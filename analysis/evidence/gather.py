@@ -11,6 +11,7 @@ from typing import Annotated
 import pandas as pd
 from pydantic import Field
 
+from analysis.align_requests import AlignRequest
 from analysis.overlap.composition import Composition, composition
 from analysis.overlap.kway import kway_table
 from analysis.redistribution import Redistribution, Side, redistribution, refusal_curve
@@ -21,7 +22,6 @@ from analysis.requests import (
     DEFAULT_HARMLESS,
     OWN_ES,
     OWN_SAS,
-    AlignRequest,
     AttackRequest,
     AttackSetting,
     IdentifyRequest,

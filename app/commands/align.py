@@ -6,11 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from analysis.requests import (
-    DEFAULT_ATTACKED,
-    AlignRequest,
-    parse_request,
-)
+from analysis.align_requests import AlignRequest
+from analysis.requests import DEFAULT_ATTACKED, parse_request
 from app import terminal
 from app.commands.options import Json, Model, named_numbers
 from toolkit.errors import SafeNeuronError

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 import typer
 
+from analysis.align_requests import RoundsRequest
 from analysis.requests import (
     DEFAULT_ATTACKED,
     DEFAULT_HARMFUL,
     DEFAULT_HARMLESS,
     OWN_ES,
     OWN_SAS,
-    RoundsRequest,
     parse_request,
 )
 from app import terminal

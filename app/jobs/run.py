@@ -18,14 +18,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from analysis.align_requests import AlignRequest, RoundsRequest
 from analysis.neuron import NeuronRequest
-from analysis.requests import (
-    AlignRequest,
-    AttackRequest,
-    IdentifyRequest,
-    RoundsRequest,
-    parse_request,
-)
+from analysis.requests import AttackRequest, IdentifyRequest, parse_request
 from app.jobs.events import append_event
 from app.jobs.folder import ALIVE, Job, Phase, State, change_state, read_folder, state_of
 from app.jobs.process import MARK, end_marked, here, started

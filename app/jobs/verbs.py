@@ -2,16 +2,10 @@
 
 from typing import Any, Literal, get_args
 
+from analysis.align_requests import AlignRequest, RoundsRequest
 from analysis.chat import ChatRequest
 from analysis.neuron import NeuronRequest
-from analysis.requests import (
-    AlignRequest,
-    AttackRequest,
-    IdentifyRequest,
-    Request,
-    RoundsRequest,
-    parse_request,
-)
+from analysis.requests import AttackRequest, IdentifyRequest, Request, parse_request
 from toolkit.errors import SafeNeuronError
 
 Verb = Literal["identify", "attack", "align", "rounds", "chat", "neuron"]

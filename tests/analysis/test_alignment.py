@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from analysis.align_requests import AlignRequest
 from analysis.alignment import align, standing
-from analysis.requests import AlignRequest, parse_request
+from analysis.requests import parse_request
 from tests.tiny import HARMFUL, HARMLESS
 from toolkit.errors import SafeNeuronError
 from toolkit.masks import MaskFile, MaskPrompts, MethodInfo, PromptsInfo, read_mask
@@ -240,7 +241,7 @@ def test_sigkill_then_resume(request_: AlignRequest, unbroken: Path, tmp_path: P
     code = (
         "import os, signal, sys, pathlib\n"
         "from analysis.alignment import align\n"
-        "from analysis.requests import AlignRequest\n"
+        "from analysis.align_requests import AlignRequest\n"
         "request = AlignRequest.model_validate_json(pathlib.Path(sys.argv[1]).read_text())\n"
         "def hear(event):\n"
         "    if event.get('step') == 5:\n"

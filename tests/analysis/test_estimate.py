@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from analysis.align_requests import AlignRequest
 from analysis.estimate import estimate, model_size, nominal_pace, operations, pairs_of
-from analysis.requests import AlignRequest
 from tests.tiny import FAMILIES, save_tiny, tiny_model
 from toolkit.errors import SafeNeuronError
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.align_requests import AlignRequest
 from analysis.attacks.adaptive import adaptive
 from analysis.attacks.context import AttackContext
 from analysis.attacks.neurostrike import neurostrike
 from analysis.finding import FOUNDATION_SHARE, foundation_neurons, make_finder
-from analysis.requests import AlignRequest, AttackRequest
+from analysis.requests import AttackRequest
 from tests.tiny import HARMFUL, HARMLESS
 from toolkit.capture.base import render
 from toolkit.masks import MaskFile, MaskPrompts, MethodInfo

@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from analysis.align_requests import AlignRequest, RoundsRequest
 from analysis.arms import Protocol
 from analysis.cell_maker import CellMaker
 from analysis.made_pairs import allowed_prompts, require_refusing
-from analysis.requests import AlignRequest, RoundsRequest, parse_request
+from analysis.requests import parse_request
 from analysis.rounds import rounds
 from analysis.run_pairs import PAIRS, REPORT, run_pairs
 from tests.tiny import HARMFUL, HARMLESS, save_tiny, tiny_tokenizer

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from analysis.align_requests import AlignRequest
 from analysis.alignment import align
-from analysis.requests import AlignRequest
 from tests.tiny import HARMFUL, HARMLESS
 from toolkit.masks import MaskFile, MaskPrompts, MethodInfo, PromptsInfo
 from toolkit.models.load import load_model
@@ -33,7 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
 CHILD = """
 import os, pathlib, signal, sys
 from analysis.alignment import align
-from analysis.requests import AlignRequest
+from analysis.align_requests import AlignRequest
 request = AlignRequest.model_validate_json(pathlib.Path(sys.argv[1]).read_text())
 strike, number = int(sys.argv[3]), int(sys.argv[4])
 def hear(event):

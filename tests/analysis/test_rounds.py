@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from analysis.requests import RoundsRequest
+from analysis.align_requests import RoundsRequest
 from analysis.rounds import read_rounds, rounds
 from tests.tiny import HARMFUL, HARMLESS
 from toolkit.errors import SafeNeuronError

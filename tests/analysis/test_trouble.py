@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from analysis.align_requests import AlignRequest
 from analysis.alignment import align
-from analysis.requests import AlignRequest
 from tests.analysis.test_alignment import assert_same, request_, run
 from toolkit.errors import SafeNeuronError
 from toolkit.masks import MaskFile

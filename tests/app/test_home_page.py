@@ -2,7 +2,7 @@
 
 import pytest
 
-from analysis.requests import AlignRequest
+from analysis.align_requests import AlignRequest
 from app.jobs.events import append_event
 from app.jobs.folder import change_state, create, list_jobs
 from tests.app.test_pages import (

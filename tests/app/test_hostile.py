@@ -9,17 +9,11 @@ from typing import Any, get_args
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from analysis.align_requests import AlignRequest, RoundsRequest
 from analysis.chat import ChatRequest, Question, Removal
 from analysis.manifest import sealed
 from analysis.neuron import NeuronRequest
-from analysis.requests import (
-    AlignRequest,
-    AttackRequest,
-    IdentifyRequest,
-    RedTeamRequest,
-    Request,
-    RoundsRequest,
-)
+from analysis.requests import AttackRequest, IdentifyRequest, RedTeamRequest, Request
 from analysis.store import MANIFEST
 from app.dashboard.inside import JUDGES, MODELS, PAIRS, PROMPTS, is_inside, require_inside
 from app.jobs.folder import create, list_jobs, read_folder

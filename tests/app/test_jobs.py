@@ -17,7 +17,8 @@ import pandas as pd
 import psutil
 import pytest
 
-from analysis.requests import AlignRequest, AttackRequest, IdentifyRequest
+from analysis.align_requests import AlignRequest
+from analysis.requests import AttackRequest, IdentifyRequest
 from analysis.robustness import read_attack
 from app.jobs import folder as jobs
 from app.jobs import queue, worker

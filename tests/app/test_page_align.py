@@ -7,7 +7,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Expander
 
-from analysis.requests import AlignRequest, RoundsRequest
+from analysis.align_requests import AlignRequest, RoundsRequest
 from analysis.store import Store
 from app.dashboard.components.text import plain
 from app.jobs.events import append_event

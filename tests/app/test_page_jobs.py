@@ -11,8 +11,9 @@ from urllib.parse import parse_qs
 import pandas as pd
 import pytest
 
+from analysis.align_requests import AlignRequest
 from analysis.kept_neuron import measuring_request
-from analysis.requests import AlignRequest, IdentifyRequest, parse_request
+from analysis.requests import IdentifyRequest, parse_request
 from app.dashboard.components.text import plain
 from app.jobs.events import append_event
 from app.jobs.folder import Phase, change_state, create, state_of

@@ -12,8 +12,9 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import app.dashboard
+from analysis.align_requests import AlignRequest
 from analysis.costs import Sums, costs_of
-from analysis.requests import AlignRequest, AttackRequest, IdentifyRequest
+from analysis.requests import AttackRequest, IdentifyRequest
 from analysis.robustness import Answer, AttackResult, Generation, MaskInfo, Setting
 from analysis.scores.table import score_table
 from analysis.select import Selection, select_parts

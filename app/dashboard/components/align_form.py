@@ -5,9 +5,10 @@ from typing import Any, get_args
 
 import streamlit as st
 
+from analysis.align_requests import AlignRequest, RoundsRequest
 from analysis.estimate import estimate
 from analysis.listing import size_in_words
-from analysis.requests import AlignRequest, RoundsRequest, parse_request
+from analysis.requests import parse_request
 from app.dashboard import alignments
 from app.dashboard.components.attack_form import PROMPTS_HELP
 from app.dashboard.components.job import launch_from_page, shown_on_top

@@ -165,8 +165,8 @@ def run_fsdp2() -> dict[str, Any]:
 
 def run_align(request: str) -> dict[str, Any]:
     """Align as one of several processes, and say what this one heard."""
+    from analysis.align_requests import AlignRequest
     from analysis.alignment import align
-    from analysis.requests import AlignRequest
 
     heard: list[dict[str, Any]] = []
     asked = AlignRequest.model_validate_json(Path(request).read_text("utf-8"))

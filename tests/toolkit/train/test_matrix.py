@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from analysis.align_requests import AlignRequest
 from analysis.alignment import align
-from analysis.requests import AlignRequest
 from tests.tiny import HARMFUL
 from tests.toolkit.train.cells import CELLS, CHOSEN, PAIRS, RATES, Cell, compare, run_cell
 from toolkit.errors import SafeNeuronError

@@ -5,7 +5,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from analysis.requests import AlignRequest, parse_request
+from analysis.align_requests import AlignRequest
+from analysis.requests import parse_request
 from toolkit.errors import SafeNeuronError
 from toolkit.train.recipes import RECIPE_NAMES, RECIPES, Mixture, Settings, with_preset
 
