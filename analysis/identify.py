@@ -89,7 +89,8 @@ def read_sets(request: IdentifyRequest) -> dict[str, PromptSet]:
     """The request's prompts.
 
     Raises:
-        SafeNeuronError: a set that can't be read, or holds fewer than two prompts.
+        SafeNeuronError: a set that can't be read, or holds fewer than two prompts; or the same
+            prompts on both sides.
     """
     named = {"harmful": request.harmful, "harmless": request.harmless, "utility": request.utility}
     sets = {side: read_prompts(name) for side, name in named.items() if name is not None}
@@ -102,6 +103,11 @@ def read_sets(request: IdentifyRequest) -> dict[str, PromptSet]:
             raise SafeNeuronError(
                 f"{prompts.name} holds {few} {side} prompt; a variance needs at least two"
             )
+    if set(sets["harmful"].texts) == set(sets["harmless"].texts):
+        raise SafeNeuronError(
+            f"{sets['harmful'].name} and {sets['harmless'].name} hold the same prompts; scores "
+            "tell harmful ones from harmless ones: give two different sets"
+        )
     return sets
 
 

@@ -196,10 +196,11 @@ def test_intervals_over_prompts(asked: IdentifyRequest, no_model: Any) -> None:
 
 
 def test_prompts_on_which_nothing_varies(asked: IdentifyRequest, tmp_path: Path) -> None:
-    same = tmp_path / "same.json"
-    same.write_text(json.dumps(["Hi"] * 4), "utf-8")
+    sides = {"harmful": "Hi", "harmless": "Ho"}
+    for side, prompt in sides.items():
+        (tmp_path / f"{side}.json").write_text(json.dumps([prompt] * 4), "utf-8")
     with pytest.raises(SafeNeuronError, match="no neuron varies from prompt to prompt"):
-        identify(change(asked, harmful=str(same), harmless=str(same)))
+        identify(change(asked, **{side: str(tmp_path / f"{side}.json") for side in sides}))
 
 
 def test_activations_that_are_not_finite(asked: IdentifyRequest, tmp_path: Path) -> None:
@@ -237,6 +238,11 @@ def test_one_prompt_is_too_few(asked: IdentifyRequest, tmp_path: Path) -> None:
     for side in ("harmful", "harmless", "utility"):
         with pytest.raises(SafeNeuronError, match=f"holds one {side} prompt"):
             identify(change(asked, **{side: str(tmp_path / "one.json")}))
+
+
+def test_the_same_prompts_on_both_sides_are_told(asked: IdentifyRequest) -> None:
+    with pytest.raises(SafeNeuronError, match="hold the same prompts"):
+        identify(change(asked, harmless=asked.harmful))
 
 
 def test_prompts_may_be_left_out(asked: IdentifyRequest, tmp_path: Path) -> None:
