@@ -1,6 +1,6 @@
 """The arms of the comparison, and what all of them share. A list; no torch."""
 
-from collections.abc import Sized
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -69,10 +69,16 @@ ARMS: dict[str, Arm] = {
 }
 
 
-def titled(name: str, cells: Sized) -> str:
-    """An arm in words, and over how many seeds what is said of it is a mean."""
-    title = ARMS[name].title if name in ARMS else name
-    return title if len(cells) == 1 else f"{title} (mean of {len(cells)})"
+def title_of(name: str) -> str:
+    """An arm in words."""
+    return ARMS[name].title if name in ARMS else name
+
+
+def titled(name: str, seeds: Sequence[int]) -> str:
+    """An arm in words, and the seeds that what is said of it is a mean over."""
+    if name in ARMS and not ARMS[name].seeded:
+        return title_of(name)
+    return f"{title_of(name)} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
 
 
 @dataclass(frozen=True)

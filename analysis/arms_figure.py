@@ -15,7 +15,7 @@ from analysis.figures.style import BLUE, GREEN, INK, VERMILION
 from toolkit.files import write_atomically
 
 NAME = "replicate.svg"
-BAR, GAP, LEFT, WIDTH, TOP = 13, 18, 250, 520, 46
+BAR, GAP, LEFT, WIDTH, TOP = 13, 18, 310, 520, 46
 
 
 def svg(arms: Mapping[str, list[Cell]]) -> str:
@@ -42,7 +42,7 @@ def svg(arms: Mapping[str, list[Cell]]) -> str:
     for row, name in enumerate(names):
         y = TOP + row * step
         middle = y + BAR * len(series) / 2 + 4
-        title = html.escape(titled(name, arms[name]))
+        title = html.escape(titled(name, [cell.seed for cell in arms[name]]))
         parts.append(f'<text x="{LEFT - 10}" y="{middle:g}" text-anchor="end">{title}</text>')
         for place, (column, color) in enumerate(series):
             found = share(arms[name], column)

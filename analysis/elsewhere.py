@@ -29,7 +29,7 @@ def elsewhere_rows(cells: Sequence[Cell], again: Sequence[Cell]) -> list[list[st
             continue
         for cell in (own, other):
             told = [", ".join(str(c.success) for c in column.pick(cell)) for column in COLUMNS]
-            name = f"{titled(cell.arm, [cell])}, seed {cell.seed}"
+            name = titled(cell.arm, [cell.seed])
             rows.append([name, cell.device or "unknown", *(counts or "-" for counts in told)])
     return rows
 

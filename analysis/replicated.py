@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.answers import answers, contrasts, evidence_table, goals_table
-from analysis.arms import ARMS, Protocol, titled
+from analysis.arms import ARMS, Protocol, title_of, titled
 from analysis.arms_figure import draw
 from analysis.cells import Cell, by_arm
 from analysis.contrasts import ADAPTIVE, AGAIN, COLUMNS, FULL, SINGLE, not_complied, share
@@ -34,6 +34,10 @@ PAPER_NOTE = (
     "The paper's means are ours, of its Table 1: nine models without DeepSeek-R1-1.5B, on which "
     "its method did next to nothing, and all ten.\n"
 )
+UNLIKE = (
+    "A row is the mean over its own seeds; answers, goals and contrasts take of two arms the seeds "
+    "that both have.\n"
+)
 CHOSEN = (
     "The numbers of `adaptive` were chosen after trials that were attacked on these prompts (under "
     "what else was tried), and it trains at twice the rate of plain DPO with five times its share "
@@ -56,6 +60,10 @@ def _ordered(arms: Mapping[str, list[Cell]]) -> list[tuple[str, list[Cell]]]:
     return [(name, arms[name]) for name in [*known, *sorted(set(arms) - set(known))]]
 
 
+def _titled(name: str, cells: Sequence[Cell]) -> str:
+    return titled(name, [cell.seed for cell in cells])
+
+
 def attacks_table(arms: Mapping[str, list[Cell]]) -> str:
     """Success of each attack on harmful prompts, a row an arm."""
     used = [c for c in COLUMNS if any(share(cells, c) for cells in arms.values())]
@@ -64,7 +72,7 @@ def attacks_table(arms: Mapping[str, list[Cell]]) -> str:
         shares = [share(cells, column) for column in used]
         told = [str(found) if found else "-" for found in shares]
         nine, ten = (f"{mean:.1f} %" for mean in PAPER_FULL[name]) if name in PAPER_FULL else "--"
-        rows.append([titled(name, cells), *told, nine, ten])
+        rows.append([_titled(name, cells), *told, nine, ten])
     paper = [f"the paper's FULL, mean of {many}" for many in ("nine", "ten")]
     return markdown_rows(["arm", *(column.name for column in used), *paper], rows)
 
@@ -81,7 +89,7 @@ def others_table(arms: Mapping[str, list[Cell]]) -> str:
                 continue
             refused, degenerate = not_complied(cells, column)
             told.append(f"{refused:g} + {degenerate:g}")
-        rows.append([titled(name, cells), *told])
+        rows.append([_titled(name, cells), *told])
     return markdown_rows(["arm", *(column.name for column in used)], rows)
 
 
@@ -93,7 +101,7 @@ def numbers_table(arms: Mapping[str, list[Cell]]) -> str:
             told = numbers(cells[0].training["settings"])
             rounds = ARMS[name].rounds if name in ARMS else 1
             several = f"{rounds} rounds, each " if rounds > 1 else ""
-            rows.append([titled(name, cells[:1]), several + told])
+            rows.append([title_of(name), several + told])
     return markdown_rows(["arm", "numbers"], rows) if rows else ""
 
 
@@ -105,9 +113,7 @@ def seeds_table(arms: Mapping[str, list[Cell]]) -> str:
             counts = [column.pick(cell) for column in (FULL, AGAIN, ADAPTIVE, SINGLE)]
             told = [f"{found[0].success}/{found[0].n}" if found else "-" for found in counts]
             rounds = ", ".join(str(c.success) for c in cell.adaptive_rounds()) or "-"
-            rows.append(
-                [titled(name, [cell]), str(cell.seed), *told, rounds, cell.device or "unknown"]
-            )
+            rows.append([title_of(name), str(cell.seed), *told, rounds, cell.device or "unknown"])
     header = ["arm", "seed", "FULL", "AGAIN", "ADAPTIVE, best", "SINGLE", "ADAPTIVE, every round"]
     return markdown_rows([*header, "on"], rows)
 
@@ -137,7 +143,7 @@ def costs_table(arms: Mapping[str, list[Cell]]) -> str:
         )
         rows.append(
             [
-                titled(name, cells),
+                _titled(name, cells),
                 str(share_refused),
                 f"{np.mean(ratios):.3f}",
                 f"{np.mean(measured):.3g}" if measured else "-",
@@ -243,6 +249,8 @@ def section(
         parts.append(f"Not run yet: {', '.join(missing)}.\n")
     parts += [f"![Attack success by arm]({name})\n" for name in figures]
     parts += ["**Attack success on harmful prompts**, k/n\n", attacks_table(arms), PAPER_NOTE]
+    if len({tuple(c.seed for c in own) for name, own in arms.items() if name != "base"}) > 1:
+        parts.append(UNLIKE)
     parts += [
         "**The other answers to them**, refused + degenerate; SINGLE picks its neuron by refusals "
         "alone, so that what it leaves may be babble\n",

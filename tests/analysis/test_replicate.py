@@ -17,7 +17,7 @@ from analysis.cell_maker import CellMaker
 from analysis.cells import Cell, Counted, by_arm, path_of, read_cell, read_cells, write_cell
 from analysis.contrasts import AGAIN, FULL, contrast, outcomes, share
 from analysis.replicate import Replication, main
-from analysis.replicated import MARKS, costs_table, section, write_page
+from analysis.replicated import MARKS, UNLIKE, costs_table, section, write_page
 from analysis.results import END, START
 from analysis.statistics import mcnemar
 from tests.tiny import HARMFUL, HARMLESS
@@ -169,8 +169,11 @@ def test_an_arm_that_is_ahead_is_held_against_its_own_seeds() -> None:
             cell("freeze-and-zero", 1, {"FULL": first(40), "AGAIN": first(40)}),
         ]
     )
+    text = section([each for cells in arms.values() for each in cells], "cells")
+    assert UNLIKE in text
+    assert UNLIKE not in section(arms["dpo"], "cells")
     assert "| 25.0% / 50.0% = 0.50 | met |" in goals_table(arms)
-    assert "SafeNeuron, freeze and zero (T1) (mean of 2)" in svg(arms)
+    assert "SafeNeuron, freeze and zero (T1) (seeds 0, 1)" in svg(arms)
     assert "1 of 1 (0)" in evidence_table(contrasts(arms))
 
 
@@ -186,7 +189,7 @@ def test_what_is_neither_complied_nor_refused_is_told() -> None:
     made = made.model_copy(update={"counted": [made.counted[0], babble, *made.counted[2:]]})
     page = section([made], "docs/replicate")
     assert "the others: 1 refused, 35 degenerate" in page
-    assert "| adaptive | 0 + 0 | 1 + 35 |" in page
+    assert "| adaptive (seed 0) | 0 + 0 | 1 + 35 |" in page
 
 
 def test_the_page_answers_from_the_counts(tmp_path: Path) -> None:
@@ -281,11 +284,11 @@ def test_a_cell_made_twice_shows_what_a_device_does(tmp_path: Path) -> None:
     told = [row[1:3] + row[6:7] for row in rows if len(row) > 6 and row[1].startswith("plain")]
     # The other one was made with another mask.
     assert told == [
-        ["plain DPO, seed 0", "2 CPU threads", "30"],
-        ["plain DPO, seed 0", "a GPU", "28"],
+        ["plain DPO (seed 0)", "2 CPU threads", "30"],
+        ["plain DPO (seed 0)", "a GPU", "28"],
     ]
     # It is in no mean, and seconds of two devices have none.
-    assert "mean of 2" in text
+    assert "25/40 = 62.5%" in text
     costs = costs_table({"dpo": [*cells, cells[1].model_copy(update=gpu)]})
     assert costs.splitlines()[-1].split("|")[-3:-1] == [" 30 ", " 60 "]
     assert "on 2 CPU threads" in costs
