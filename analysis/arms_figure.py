@@ -15,7 +15,7 @@ from analysis.figures.style import BLUE, GREEN, INK, VERMILION
 from toolkit.files import write_atomically
 
 NAME = "replicate.svg"
-BAR, GAP, LEFT, WIDTH, TOP = 13, 18, 310, 520, 46
+BAR, GAP, LEFT, WIDTH, TOP = 13, 18, 340, 520, 46
 
 
 def svg(arms: Mapping[str, list[Cell]]) -> str:
