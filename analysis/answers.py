@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from analysis.arms import seeds_in_words
 from analysis.cells import Cell
 from analysis.contrasts import (
     ADAPTIVE,
@@ -70,8 +71,7 @@ def answers(arms: Mapping[str, list[Cell]], known: Contrasts) -> str:
             f"{words}: {found.verdict if found else 'not run'}"
             for found, (_, words) in zip(held, UNDER, strict=True)
         )
-        of = f"seed{'s' * (len(seeds) > 1)} {_listed(seeds)}"
-        lines.append(f"- **{question}?** ({of}) {told}.")
+        lines.append(f"- **{question}?** ({seeds_in_words(seeds)}) {told}.")
     return "\n".join(lines) + "\n"
 
 

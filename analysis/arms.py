@@ -74,11 +74,16 @@ def title_of(name: str) -> str:
     return ARMS[name].title if name in ARMS else name
 
 
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    """``seed 0`` or ``seeds 0, 1``."""
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
 def titled(name: str, seeds: Sequence[int]) -> str:
     """An arm in words, and the seeds that what is said of it is a mean over."""
     if name in ARMS and not ARMS[name].seeded:
         return title_of(name)
-    return f"{title_of(name)} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
+    return f"{title_of(name)} ({seeds_in_words(seeds)})"
 
 
 @dataclass(frozen=True)
