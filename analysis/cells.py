@@ -59,7 +59,7 @@ class Cell(Record):
     perplexity: float = Field(description="of the same answers under the attacked model")
     judge: str
     training_seconds: float = Field(
-        description="of the steps alone, in the process that ended each round"
+        description="of each round, over its processes, but what a kill lost"
     )
     attack_seconds: float
     device: str | None

@@ -42,6 +42,7 @@ from toolkit.train.watch import (
     Watcher,
     figures_of,
     not_a_number,
+    seconds_until,
     sigterm_stops,
     whole_checkpoints,
 )
@@ -61,7 +62,7 @@ class TrainOutcome:
         first, last: figures of the first and the last step, in whichever process.
         frozen: how many numbers were held, each verified bit-identical at the end.
         trainable: how many numbers trained.
-        seconds: of this process.
+        seconds: of all processes of the run, but what one lost by a kill between checkpoints.
         micro_batch: pairs that a process took at a time.
     """
 
@@ -118,7 +119,7 @@ def train(
         SafeNeuronError: the loss is no number, a frozen entry moved, an optimiser or a way
             to spread the run that can't be had, or no memory for a single pair.
     """
-    started = time.monotonic()
+    started = time.monotonic() - seconds_until(newest_checkpoint(folder))
     optimiser_arguments(settings.optimiser)
     if settings.kind.draws:
         count = settings.steps * settings.batch_size
@@ -129,15 +130,18 @@ def train(
         pairs = shown_pairs(pairs, settings.mixture, count, settings.seed, fits)
     whole = local_batch(settings)
     micro = divisor(whole, settings.micro_batch or whole)
+
+    def spent() -> float:
+        return time.monotonic() - started
+
     with sigterm_stops(should_stop) as stop:
         while True:
             parts = replace(settings, micro_batch=micro)
             asked = reference or folder / REFERENCE
             run = _Run(loaded, neurons, parts, folder, finder, held_out, asked)
-            outcome = run.attempt(pairs, on_event, stop)
+            outcome = run.attempt(pairs, on_event, stop, spent)
             if outcome is not None:
-                seconds = round(time.monotonic() - started, 1)
-                return replace(outcome, seconds=seconds)
+                return outcome
             # Out of memory. What the attempt held goes before its successor is made.
             del run
             if micro == 1 or distributed():
@@ -189,11 +193,12 @@ class _Run:
         pairs: Sequence[PreferencePair],
         on_event: OnEvent,
         should_stop: Callable[[], bool],
+        spent: Callable[[], float],
     ) -> TrainOutcome | None:
         """Run to the end; None when memory ran out."""
         try:
             with self._left_as_found():
-                return self._run(pairs, on_event, should_stop)
+                return self._run(pairs, on_event, should_stop, spent)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -218,6 +223,7 @@ class _Run:
         pairs: Sequence[PreferencePair],
         on_event: OnEvent,
         should_stop: Callable[[], bool],
+        spent: Callable[[], float],
     ) -> TrainOutcome:
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         settings = self.settings
@@ -234,7 +240,7 @@ class _Run:
             FrozenNeurons(trainer.model, self.loaded.layout, held) if held is not None else None
         )
         resume = newest_checkpoint(self.folder)
-        watcher = Watcher(frozen, on_event, should_stop)
+        watcher = Watcher(frozen, on_event, should_stop, spent)
         try:
             if self.finder is not None and settings.kind.searches:
                 assert isinstance(ablation, FixedAblation | DrawnAblation)
@@ -266,7 +272,7 @@ class _Run:
             last=figures_of(logged[-1]) if logged else {},
             frozen=held_entries,
             trainable=sum(p.numel() for p in trained) - held_entries,
-            seconds=0.0,
+            seconds=round(spent(), 1),
             micro_batch=settings.micro_batch,
         )
 

@@ -2,7 +2,6 @@
 
 import math
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +42,12 @@ def whole_checkpoints(folder: Path) -> dict[int, Path]:
     return dict(sorted(steps.items()))
 
 
+def seconds_until(checkpoint: Path | None) -> float:
+    """How long a run had trained until a whole checkpoint, over all its processes."""
+    # Checkpoints of before this was written have an empty mark.
+    return float((checkpoint / WHOLE).read_text("utf-8") or 0) if checkpoint else 0.0
+
+
 class Watcher(TrainerCallback):
     """Holds frozen neurons, reports each step, marks checkpoints whole, stops when asked."""
 
@@ -51,11 +56,12 @@ class Watcher(TrainerCallback):
         frozen: FrozenNeurons | None,
         on_event: OnEvent,
         should_stop: Callable[[], bool],
+        spent: Callable[[], float],
     ) -> None:
         self._frozen = frozen
         self._on_event = on_event
         self._should_stop = should_stop
-        self._started = time.monotonic()
+        self._spent = spent
         self.stopped = False
 
     def on_train_begin(
@@ -83,7 +89,7 @@ class Watcher(TrainerCallback):
         """Mark the checkpoint whole: everything else of it is written by now."""
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / WHOLE).write_text("", "utf-8")
+            (folder / WHOLE).write_text(f"{self._spent():.1f}", "utf-8")
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
@@ -99,7 +105,7 @@ class Watcher(TrainerCallback):
                 "kind": "train",
                 "step": state.global_step,
                 "total": state.max_steps,
-                "seconds": round(time.monotonic() - self._started, 2),
+                "seconds": round(self._spent(), 2),
                 **figures,
             }
         )

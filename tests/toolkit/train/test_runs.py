@@ -11,9 +11,10 @@ from tests.tiny import HARMFUL
 from toolkit.errors import SafeNeuronError
 from toolkit.models.load import LoadedModel, load_model
 from toolkit.train.build import pair_length
-from toolkit.train.dpo import TrainOutcome, train
+from toolkit.train.dpo import TrainOutcome, newest_checkpoint, train
 from toolkit.train.pairs import PreferencePair
 from toolkit.train.recipes import Settings
+from toolkit.train.watch import WHOLE, seconds_until
 
 ANSWER = "I can't help with that, but I can help you look for a legal way instead"
 # Chosen answers of many lengths; at a batch of 4 the last of an epoch has 2 pairs.
@@ -113,6 +114,18 @@ def test_the_first_step_stays_the_first_when_resumed(tiny_llama: Path, tmp_path:
     assert outcome.first == unbroken.first
     assert outcome.last == unbroken.last
     assert outcome.first["loss"] == told[0]["loss"]
+
+
+def test_seconds_are_those_of_all_processes(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    _, half, _ = run(tiny_llama, folder, stop=lambda: True)
+    checkpoint = newest_checkpoint(folder)
+    assert checkpoint is not None
+    assert 0 < seconds_until(checkpoint) <= half.seconds + 0.1  # rounded twice
+    (checkpoint / WHOLE).write_text("1000.0", "utf-8")
+    _, outcome, told = run(tiny_llama, folder)
+    assert [event["seconds"] > 1000 for event in told] == [True] * 3
+    assert 1000 < outcome.seconds < 1000 + 60
 
 
 def test_pairs_are_as_long_as_the_trainer_makes_them(tiny_llama: Path, tmp_path: Path) -> None:
