@@ -59,7 +59,8 @@ class Cell(Record):
     perplexity: float = Field(description="of the same answers under the attacked model")
     judge: str
     training_seconds: float = Field(
-        description="of each round, over its processes, but what a kill lost"
+        description="of all rounds and their processes, but what a kill lost; of the last process "
+        "of each round where a cell was made before 2026-11-28T12:00Z"
     )
     attack_seconds: float
     device: str | None

@@ -138,8 +138,8 @@ def train(
         while True:
             parts = replace(settings, micro_batch=micro)
             asked = reference or folder / REFERENCE
-            run = _Run(loaded, neurons, parts, folder, finder, held_out, asked)
-            outcome = run.attempt(pairs, on_event, stop, spent)
+            run = _Run(loaded, neurons, parts, folder, finder, held_out, asked, spent)
+            outcome = run.attempt(pairs, on_event, stop)
             if outcome is not None:
                 return outcome
             # Out of memory. What the attempt held goes before its successor is made.
@@ -183,22 +183,22 @@ class _Run:
         finder: Finder | None,
         held_out: HeldOut | None,
         reference: Path,
+        spent: Callable[[], float],
     ) -> None:
         self.loaded, self.neurons, self.settings = loaded, neurons, settings
         self.folder, self.finder, self.held_out = folder, finder, held_out
-        self.reference = reference
+        self.reference, self.spent = reference, spent
 
     def attempt(
         self,
         pairs: Sequence[PreferencePair],
         on_event: OnEvent,
         should_stop: Callable[[], bool],
-        spent: Callable[[], float],
     ) -> TrainOutcome | None:
         """Run to the end; None when memory ran out."""
         try:
             with self._left_as_found():
-                return self._run(pairs, on_event, should_stop, spent)
+                return self._run(pairs, on_event, should_stop)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -223,7 +223,6 @@ class _Run:
         pairs: Sequence[PreferencePair],
         on_event: OnEvent,
         should_stop: Callable[[], bool],
-        spent: Callable[[], float],
     ) -> TrainOutcome:
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         settings = self.settings
@@ -240,7 +239,7 @@ class _Run:
             FrozenNeurons(trainer.model, self.loaded.layout, held) if held is not None else None
         )
         resume = newest_checkpoint(self.folder)
-        watcher = Watcher(frozen, on_event, should_stop, spent)
+        watcher = Watcher(frozen, on_event, should_stop, self.spent)
         try:
             if self.finder is not None and settings.kind.searches:
                 assert isinstance(ablation, FixedAblation | DrawnAblation)
@@ -272,7 +271,7 @@ class _Run:
             last=figures_of(logged[-1]) if logged else {},
             frozen=held_entries,
             trainable=sum(p.numel() for p in trained) - held_entries,
-            seconds=round(spent(), 1),
+            seconds=round(self.spent(), 1),
             micro_batch=settings.micro_batch,
         )
 
